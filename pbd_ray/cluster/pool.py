@@ -1,0 +1,222 @@
+"""Scoring workers: actors that pull slices of videos and return each slice's rows.
+
+Slices hold videos, never candidates: a worker decodes a video once and scores every candidate on it.
+Only the driver writes to the run directory. A worker that dies costs the slice it had, which is done
+again by another. As many workers are started as the recipe allows, the slices want and the nodes hold;
+they live over several sweeps and are released before fine-tuning, whose workers need their CPUs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from pbd_ray.cluster.session import worker_capacity, worker_resources
+from pbd_ray.config import Execution, Experiment
+from pbd_ray.data.annotations import Annotations, Video
+from pbd_ray.search.state import Model, Slice, SweepTask
+
+_POLL_SECONDS = 1.0
+_LATENCY_WARMUP, _LATENCY_REPEATS = 3, 15
+
+
+class WorkersLost(RuntimeError):
+    """A slice took down one worker after another."""
+
+
+@dataclass(frozen=True, eq=False)
+class WorkerSpec:
+    """What every worker of a run needs to know; sent once, when it starts."""
+
+    experiment: Experiment
+    execution: Execution
+    num_classes: int
+    videos: Mapping[str, Video]
+
+
+class ScoringWorker:
+    """Holds one student at a time and scores the slices it is handed. torch is imported on the worker."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        import torch
+
+        self._spec = spec
+        self._device = torch.device(spec.execution.device)
+        torch.set_num_threads(spec.execution.threads_per_worker)
+
+    def load(self, task: SweepTask, student: Model, teacher: Model | None) -> None:
+        """Take over the models of a sweep."""
+        from pbd_ray.compression.scoring import ScoringJob
+
+        spec = self._spec
+        self._job = ScoringJob(
+            experiment=spec.experiment,
+            criterion=task.criterion,
+            candidates=task.candidates,
+            round=task.round,
+            data_root=spec.execution.data_root or "",
+            window_batch=spec.execution.window_batch,
+            device=self._device,
+        )
+        self._student = self._detector(student)
+        self._teacher = self._detector(teacher) if teacher is not None else None
+
+    def score(self, piece: Slice) -> pa.Table:
+        """Rows of one slice (`compression.scoring.score_videos`)."""
+        from pbd_ray.compression.scoring import score_videos
+
+        videos = [self._spec.videos[name] for name in piece.videos]
+        return score_videos(self._job, self._student, self._teacher, videos)
+
+    def latency(self, model: Model) -> dict[str, float]:
+        """Milliseconds of one window through the detector, with this worker's resources."""
+        from pbd_ray.metrics.cost import measure_latency
+
+        measured = measure_latency(
+            self._detector(model), warmup=_LATENCY_WARMUP, repeats=_LATENCY_REPEATS, device=self._device
+        )
+        return {"p50_ms": measured.p50_ms, "p95_ms": measured.p95_ms}
+
+    def host(self) -> str:
+        return ray.util.get_node_ip_address()
+
+    def _detector(self, model: Model) -> Any:
+        from pbd_ray.compression.blocks import to_detector
+
+        return to_detector(model, self._spec.experiment.detector, self._spec.num_classes).to(self._device)
+
+
+class ScoringPool:
+    """The driver's side: starts workers, hands out slices, replaces the dead."""
+
+    def __init__(self, experiment: Experiment, execution: Execution, annotations: Annotations) -> None:
+        videos = {video.id: video for video in annotations.videos}
+        self._execution = execution
+        self._spec = ray.put(WorkerSpec(experiment, execution, len(annotations.classes), videos))
+        self._workers: list[Any] = []
+
+    def run(
+        self,
+        task: SweepTask,
+        slices: Sequence[Slice],
+        on_slice: Callable[[Slice, pa.Table], None],
+        say: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Score all slices; `on_slice` runs here, in the driver, as each one ends.
+
+        Returns:
+            Measured facts: slices per host, retries.
+
+        Raises:
+            ValueError: a video that does not decode, and whatever else the worker's code finds.
+            WorkersLost: a slice failed `task_retries` + 1 times because its worker died.
+        """
+        sweep = _Sweep(self, task, slices, self._execution.task_retries)
+        self._grow(min(self._execution.max_workers, len(slices)))
+        for worker in self._workers:
+            sweep.start(worker)
+        said = time.monotonic()
+        while sweep.running:
+            for piece, table in sweep.wait(_POLL_SECONDS):
+                on_slice(piece, table)
+            if time.monotonic() - said >= self._execution.progress_seconds:
+                said = time.monotonic()
+                say(f"{task.name}: {sweep.done} of {len(slices)} slices, {len(self._workers)} workers")
+        return {"slices_per_host": dict(sweep.per_host), "retries": sweep.retries}
+
+    def latency(self, model: Model) -> dict[str, float]:
+        """Latency on one worker while the others are idle."""
+        self._grow(1)
+        measured: dict[str, float] = ray.get(self._workers[0].latency.remote(model))
+        return measured
+
+    def release(self) -> None:
+        """End the workers and give their resources back."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers.clear()
+
+    def replace(self, worker: Any) -> Any:
+        """Another worker in the place of a dead one."""
+        self._workers.remove(worker)
+        return self._add()
+
+    def _grow(self, count: int) -> None:
+        while len(self._workers) < min(count, worker_capacity(self._execution)):
+            self._add()
+
+    def _add(self) -> Any:
+        need = worker_resources(self._execution)
+        actor = ray.remote(ScoringWorker).options(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))
+        worker = actor.remote(self._spec)
+        self._workers.append(worker)
+        return worker
+
+
+class _Sweep:
+    """Bookkeeping of one sweep: what waits, what runs where, what came back."""
+
+    def __init__(self, pool: ScoringPool, task: SweepTask, slices: Sequence[Slice], retries: int) -> None:
+        self._pool = pool
+        # Weights go once into the object store; the task that travels with every call carries none.
+        self._models = (ray.put(task.model), ray.put(task.teacher))
+        self._task = task.without_weights()
+        self._waiting = deque(slices)
+        self._allowed = retries
+        self._attempts: Counter[int] = Counter()
+        self._hosts: dict[Any, str] = {}
+        self.running: dict[Any, tuple[Any, Slice]] = {}
+        self.done = 0
+        self.retries = 0
+        self.per_host: Counter[str] = Counter()
+
+    def start(self, worker: Any) -> None:
+        """Give a worker the models and its first slice."""
+        worker.load.remote(self._task, *self._models)
+        self._next(worker)
+
+    def wait(self, seconds: float) -> list[tuple[Slice, pa.Table]]:
+        """Slices that ended within the time; their workers go on with the next ones."""
+        ready, _ = ray.wait(list(self.running), num_returns=1, timeout=seconds)
+        results = []
+        for reference in ready:
+            worker, piece = self.running.pop(reference)
+            try:
+                results.append((piece, ray.get(reference)))
+            except RayActorError as error:
+                self._again(worker, piece, error)
+                continue
+            except RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+            self.done += 1
+            self.per_host[self._host(worker)] += 1
+            self._next(worker)
+        return results
+
+    def _next(self, worker: Any) -> None:
+        if self._waiting:
+            piece = self._waiting.popleft()
+            self.running[worker.score.remote(piece)] = (worker, piece)
+
+    def _again(self, worker: Any, piece: Slice, error: RayActorError) -> None:
+        self._attempts[piece.index] += 1
+        self.retries += 1
+        if self._attempts[piece.index] > self._allowed:
+            raise WorkersLost(
+                f"{self._task.name}: slice {piece.index} lost its worker {self._attempts[piece.index]} times: "
+                f"{' '.join(str(error).split())[:300]}"
+            ) from None
+        self._waiting.appendleft(piece)
+        self.start(self._pool.replace(worker))
+
+    def _host(self, worker: Any) -> str:
+        if worker not in self._hosts:
+            self._hosts[worker] = ray.get(worker.host.remote())
+        return self._hosts[worker]

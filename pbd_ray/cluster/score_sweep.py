@@ -1,0 +1,86 @@
+"""A round's candidates as Tune trials, beside the pool that computes them (design, section 4).
+
+The pool computes, Tune keeps the candidates: one trial per candidate block reports the share of videos
+seen and, once the driver has scored the sweep, its score. Tune's table, loggers and ResultGrid so speak
+of candidates while every video is decoded once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray import tune
+
+from pbd_ray.cluster.candidate_trial import Board, CandidateTrial
+from pbd_ray.cluster.session import HEAD_RESOURCE
+from pbd_ray.compression.choice import CandidateScore
+
+_TRIALS_AT_ONCE = 4
+"""A trial is a process of its own that only waits: more at once would cost the workers their CPU.
+Later trials start in the processes of ended ones and read all that was published before."""
+_END_SECONDS = 120.0
+
+
+class CandidateTrials:
+    """Tune over the candidates of one sweep, in a thread; the driver publishes, the trials report."""
+
+    def __init__(self, name: str, candidates: Sequence[int], storage: str) -> None:
+        self._candidates = tuple(candidates)
+        self._board = ray.remote(Board).options(num_cpus=0, resources={HEAD_RESOURCE: 0.001}).remote()
+        trainable = tune.with_parameters(CandidateTrial, board=self._board)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {HEAD_RESOURCE: 0.001}),
+            param_space={"block": tune.grid_search(list(self._candidates))},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=min(_TRIALS_AT_ONCE, len(self._candidates)),
+                trial_name_creator=lambda trial: _trial_name(name, trial.config["block"]),
+                trial_dirname_creator=lambda trial: _trial_name(name, trial.config["block"]),
+            ),
+            run_config=tune.RunConfig(
+                name=f"{name}-tune",
+                storage_path=storage,
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        self._thread = threading.Thread(target=tuner.fit, name=f"tune-{name}", daemon=True)
+        self._thread.start()
+
+    def seen(self, fraction: float) -> None:
+        """All candidates have been scored on this share of the videos."""
+        self._publish({block: {"fraction": fraction} for block in self._candidates})
+
+    def scored(self, scores: Sequence[CandidateScore]) -> None:
+        """Final scores; waits for the trials to report them and end."""
+        final: dict[int, dict[str, float]] = {
+            score.block: {
+                "fraction": 1.0,
+                "score": score.score,
+                "average_map": float("nan") if score.average_map is None else score.average_map,
+                "videos": score.videos,
+                "final": 1.0,
+            }
+            for score in scores
+            if score.block in self._candidates
+        }
+        self._end(final)
+
+    def abandon(self) -> None:
+        """End the trials without scores: the sweep failed."""
+        self._end({block: {"fraction": 0.0, "final": 1.0} for block in self._candidates})
+
+    def _end(self, final: dict[int, dict[str, float]]) -> None:
+        self._publish(final)
+        self._thread.join(_END_SECONDS)
+        ray.kill(self._board)
+
+    def _publish(self, news: dict[int, dict[str, Any]]) -> None:
+        ray.get(self._board.publish.remote(news))
+
+
+def _trial_name(name: str, block: int) -> str:
+    return f"{name}-block-{block:02d}"

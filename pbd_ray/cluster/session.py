@@ -1,0 +1,176 @@
+"""Joining a Ray cluster, and leaving it so that nothing of ours stays behind.
+
+Inside a submitted job the working directory already carries `pbd_ray` to every worker; a plain
+`python jobs/compress.py` against an existing cluster ships the package by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.state import list_placement_groups
+
+import pbd_ray
+from pbd_ray.config import Execution
+
+# Read by Ray Train's controller. A fit starts and ends some 10 s sooner than with Ray's defaults, which
+# poll every few seconds; a user's own values win.
+_WORKER_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+_LOCAL_OBJECT_STORE_BYTES = 500_000_000
+HEAD_RESOURCE = "node:__internal_head__"
+
+
+class ResourcesError(ValueError):
+    """The cluster cannot ever give what the recipe asks for, or did not within the deadline."""
+
+
+def inside_job() -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+@contextlib.contextmanager
+def ray_session(execution: Execution, say: Callable[[str], None]) -> Iterator[None]:
+    """Connect to the cluster, hold it, and shut down what was started here.
+
+    Raises:
+        ResourcesError: a scoring or training worker would never fit the cluster.
+    """
+    environment = {key: os.environ.get(key, value) for key, value in _WORKER_ENVIRONMENT.items()}
+    os.environ.update(environment)
+    runtime_env: dict[str, Any] = {"env_vars": environment}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if inside_job() or execution.ray_address:
+        options["address"] = execution.ray_address or "auto"
+    else:
+        # Tune over Train frees the placement groups of ended trials through the dashboard's API.
+        options.update(
+            address="local",
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+        )
+    if not inside_job():
+        runtime_env["py_modules"] = [str(Path(pbd_ray.__file__).parent)]
+    ray.init(runtime_env=runtime_env, **options)
+    try:
+        with _sigterm_as_interrupt():
+            _remove_orphaned_placement_groups()
+            require_resources(execution, say)
+            yield
+    finally:
+        ray.shutdown()
+
+
+def require_resources(execution: Execution, say: Callable[[str], None]) -> None:
+    """Wait until one worker of each kind fits the cluster, at most `resource_wait_seconds`.
+
+    Raises:
+        ResourcesError: no node has or, as far as Ray knows, will ever have enough.
+    """
+    need = worker_resources(execution)
+    deadline = time.monotonic() + execution.resource_wait_seconds
+    can_grow = _autoscaler_runs()
+    while True:
+        if any(_fits(need, node["Resources"]) for node in ray.nodes() if node["Alive"]):
+            return
+        shown = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
+        if not can_grow:
+            raise ResourcesError(
+                f"execution asks for {shown} a worker (cpus_per_worker, gpus_per_worker) "
+                f"but no node of the cluster has it: {_largest_node()}"
+            )
+        if time.monotonic() > deadline:
+            raise ResourcesError(
+                f"no node with {shown} came within execution.resource_wait_seconds="
+                f"{execution.resource_wait_seconds:g}"
+            )
+        say(f"waiting for a node with {shown}")
+        time.sleep(min(30.0, max(0.1, deadline - time.monotonic())))
+
+
+def worker_resources(execution: Execution) -> dict[str, float]:
+    """What one scoring or training worker reserves."""
+    need = {"CPU": float(execution.cpus_per_worker)}
+    if execution.gpus_per_worker:
+        need["GPU"] = execution.gpus_per_worker
+    return need
+
+
+def worker_capacity(execution: Execution) -> int:
+    """How many workers fit the nodes there are, at least one."""
+    need = worker_resources(execution)
+    total = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            total += min(int(node["Resources"].get(name, 0) // amount) for name, amount in need.items())
+    return max(1, total)
+
+
+def _fits(need: dict[str, float], has: dict[str, float]) -> bool:
+    return all(has.get(name, 0.0) >= amount for name, amount in need.items())
+
+
+def _largest_node() -> str:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+    return f"at most {cpus:g} CPU and {gpus:g} GPU on one node"
+
+
+def _autoscaler_runs() -> bool:
+    """Whether more nodes may come: the autoscaler writes its status only where it runs."""
+    from ray.experimental.internal_kv import _internal_kv_get  # noqa: PLC0415
+
+    return bool(_internal_kv_get(b"__autoscaling_status_legacy")) or bool(
+        _internal_kv_get(b"__autoscaling_status")
+    )
+
+
+def _remove_orphaned_placement_groups() -> None:
+    """A driver killed while Train waited for its workers leaves placement groups that starve the next job."""
+    dead = {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}
+    for group in list_placement_groups(limit=1000, raise_on_missing_output=False):
+        if group.creator_job_id in dead and group.state != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group.placement_group_id)))
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """`ray job stop` sends SIGTERM; only an interrupt lets Tune and Train give their resources back.
+
+    The process then exits with 143, as one ended by SIGTERM does.
+    """
+    terminated = False
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        os.kill(os.getpid(), signal.SIGINT)
+
+    # Installed after ray.init, which sets a handler of its own.
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if terminated:
+            sys.exit(143)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,92 @@
+"""The controller's expensive steps on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pbd_ray.cluster.lr_sweep import sweep_learning_rates
+from pbd_ray.cluster.pool import ScoringPool
+from pbd_ray.cluster.score_sweep import CandidateTrials
+from pbd_ray.compression.choice import CandidateScore
+from pbd_ray.compression.jobs import alignment_job, teacher_job
+from pbd_ray.config import Recipe, experiment_hash
+from pbd_ray.data.annotations import Split
+from pbd_ray.search.state import Alignment, AlignTask, Model, Slice, Steps, SweepTask
+
+Say = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def cluster_steps(recipe: Recipe, split: Split, storage: str, say: Say) -> Iterator[Steps]:
+    """Steps on the connected cluster; the workers end with the context.
+
+    Args:
+        storage: directory or URI for Tune's and Train's own files.
+    """
+    cluster = _Cluster(recipe, split, storage, say)
+    try:
+        yield Steps(
+            sweep=cluster.sweep, scored=cluster.scored, align=cluster.align, latency=cluster.pool.latency
+        )
+    finally:
+        cluster.close()
+
+
+def fit_teacher(recipe: Recipe, split: Split, storage: str, say: Say) -> Alignment:
+    """Fit the uncompressed detector with Ray Train; a grid of one learning rate."""
+    job = teacher_job(recipe, split)
+    name = f"teacher-{experiment_hash(recipe.experiment)[:8]}"
+    return sweep_learning_rates(job, job.config.learning_rates, name, storage, recipe.execution, say)
+
+
+class _Cluster:
+    def __init__(self, recipe: Recipe, split: Split, storage: str, say: Say) -> None:
+        everything = split.everything()
+        self.pool = ScoringPool(recipe.experiment, recipe.execution, everything)
+        self._recipe, self._split, self._storage, self._say = recipe, split, storage, say
+        self._trials: CandidateTrials | None = None
+
+    def sweep(
+        self, task: SweepTask, slices: Sequence[Slice], on_slice: Callable[[Slice, pa.Table], None]
+    ) -> Mapping[str, Any]:
+        if task.candidates:
+            self._trials = CandidateTrials(task.name, task.candidates, self._storage)
+        ended = 0
+
+        def publish(piece: Slice, table: pa.Table) -> None:
+            nonlocal ended
+            on_slice(piece, table)
+            ended += 1
+            if self._trials is not None:
+                self._trials.seen(ended / len(slices))
+
+        return self.pool.run(task, slices, publish, self._say)
+
+    def scored(self, task: SweepTask, scores: Sequence[CandidateScore]) -> None:
+        if self._trials is not None:
+            self._trials.scored(scores)
+            self._trials = None
+
+    def align(self, task: AlignTask) -> Alignment:
+        self.pool.release()
+        recipe = self._recipe
+        job = alignment_job(recipe, self._split, task.round, task.student, task.teacher)
+        # Ray Train resumes any run of the same name: the name holds all that decides the run.
+        identity = f"{experiment_hash(recipe.experiment)[:8]}-{task.parent_result[:8]}"
+        return sweep_learning_rates(
+            job,
+            recipe.experiment.alignment.learning_rates,
+            f"round-{task.round:02d}-{identity}",
+            self._storage,
+            recipe.execution,
+            self._say,
+        )
+
+    def close(self) -> None:
+        if self._trials is not None:
+            self._trials.abandon()
+        self.pool.release()

@@ -1,0 +1,335 @@
+"""The fine-tuning loop: one student, with or without a teacher.
+
+It serves both jobs: with a teacher it aligns a shallower student (paper, section 3.3), without one it
+fits the uncompressed detector. It knows nothing of processes: a rank hands in its share of each global
+batch and a `Collective` that sums over ranks, so losses are those of the global batch whatever the
+number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from pbd_ray.compression.alignment import alignment_terms
+from pbd_ray.compression.blocks import Model, from_detector, to_detector
+from pbd_ray.compression.lora import merge_lora, prepare_student
+from pbd_ray.compression.schedule import ema_decay, learning_rate
+from pbd_ray.config import AlignmentConfig, DetectorConfig
+from pbd_ray.data.dataset import WindowBatch
+from pbd_ray.detector.detector import Detector, DetectorOutput
+from pbd_ray.detector.losses import (
+    Targets,
+    assign_targets,
+    detection_losses,
+    updated_normalizer,
+)
+from pbd_ray.detector.points import pyramid_mask
+
+
+class Diverged(ValueError):
+    """A loss is not finite; the message says at which step and with which learning rate."""
+
+
+class Collective(Protocol):
+    """What the loop needs of the other ranks."""
+
+    rank: int
+    world_size: int
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks, on every rank."""
+
+    def gather(self, table: pa.Table) -> pa.Table:
+        """The rows of all ranks, in the order of ranks, on every rank."""
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    """The collective of a run without ranks."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value
+
+    def gather(self, table: pa.Table) -> pa.Table:
+        return table
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Losses of one step or their mean over an epoch; `total` is what is minimised."""
+
+    focal: float
+    boundary: float
+    feature: float
+    class_kl: float
+    boundary_distillation: float
+    total: float
+
+
+class FineTuning:
+    """State of one fine-tuning run: student with adapters, EMA, optimiser, step counter.
+
+    EMA runs over the trained tensors themselves (LoRA factors A and B separately, as the release does).
+    The best model so far is kept beside the current one, so that one checkpoint resumes everything.
+    """
+
+    def __init__(
+        self,
+        student: Model,
+        teacher: Model | None,
+        detector_config: DetectorConfig,
+        num_classes: int,
+        config: AlignmentConfig,
+        backbone_lr: float,
+        steps_per_epoch: int,
+        seed_key: tuple[int, ...],
+        *,
+        device: torch.device = torch.device("cpu"),
+        collective: Collective = OneProcess(),
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    ) -> None:
+        self.config = config
+        self.backbone_lr = backbone_lr
+        self.steps_per_epoch = steps_per_epoch
+        self.seed_key = seed_key
+        self.device = device
+        self.collective = collective
+        self.student = to_detector(student, detector_config, num_classes)
+        generator = torch.Generator().manual_seed(_seed(*seed_key, 0))
+        prepare_student(self.student, config, generator)
+        self.student.backbone.checkpointing = config.optimizer.activation_checkpointing
+        self.student.to(device)
+        self.teacher = to_detector(teacher, detector_config, num_classes).to(device) if teacher else None
+        if self.teacher is not None:
+            self.teacher.requires_grad_(False)
+        self.wrapped = wrap(self.student)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.student, config))
+        half = config.optimizer.autocast == "float16" and device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.step = 0
+        self.ema = {name: value.detach().clone() for name, value in self._trained().items()}
+        self.best: dict[str, Tensor] = dict(self.ema)
+
+    def train_step(self, batch: WindowBatch) -> LossTerms:
+        """One optimiser step on this rank's share of a global batch.
+
+        Raises:
+            Diverged: the loss or the gradient is not finite.
+        """
+        options = self.config.optimizer
+        for group in self.optimizer.param_groups:
+            peak = self.backbone_lr if group["name"] == "backbone" else options.head_lr
+            group["lr"] = learning_rate(self.step, peak, options, self.steps_per_epoch)
+        batch = batch.to(self.device)
+        counts = self._global_counts(batch)
+        self._update_normalizer(counts.positives)
+        self.student.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        micro_batches = batch.split(options.accumulation_steps)
+        sums = torch.zeros(6, dtype=torch.float64)
+        with _seeded(_seed(*self.seed_key, 1, self.step, self.collective.rank), self.device):
+            for index, micro in enumerate(micro_batches):
+                with self._maybe_no_sync(last=index == len(micro_batches) - 1):
+                    terms = self._losses(micro, counts)
+                    # DDP averages gradients over ranks; the terms are shares of the global loss.
+                    self.scaler.scale(terms[-1] * self.collective.world_size).backward()
+                sums += torch.stack([term.detach() for term in terms]).double().cpu()
+        self._apply_gradients()
+        losses = LossTerms(*self.collective.sum(sums).tolist())
+        if not np.isfinite(losses.total):
+            raise Diverged(f"loss {losses.total} at step {self.step} with learning rate {self.backbone_lr:g}")
+        self._update_ema()
+        self.step += 1
+        return losses
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a checkpoint needs, as named tensors (no pickle): trained tensors, EMA, best EMA,
+        optimiser moments, loss normaliser, scaler scale and step."""
+        tensors: dict[str, Tensor] = {"step": torch.tensor(self.step)}
+        if self.scaler.is_enabled():
+            tensors["scaler"] = torch.tensor(self.scaler.get_scale())
+        tensors["normalizer"] = self.normalizer.detach()
+        for name, value in self._trained().items():
+            tensors[f"student/{name}"] = value.detach()
+            tensors[f"ema/{name}"] = self.ema[name]
+            tensors[f"best/{name}"] = self.best[name]
+            for key, moment in self.optimizer.state.get(value, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = moment
+        return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        self.step = int(tensors["step"])
+        if "scaler" in tensors:
+            self.scaler.update(float(tensors["scaler"]))
+        with torch.no_grad():
+            self.normalizer.copy_(tensors["normalizer"])
+            for name, value in self._trained().items():
+                value.copy_(tensors[f"student/{name}"])
+                self.ema[name] = tensors[f"ema/{name}"].to(self.device)
+                self.best[name] = tensors[f"best/{name}"].to(self.device)
+                moments = {}
+                for key in ("step", "exp_avg", "exp_avg_sq"):
+                    stored = tensors.get(f"optimizer/{key}/{name}")
+                    if stored is not None:
+                        moments[key] = stored.clone() if key == "step" else stored.to(self.device)
+                if moments:
+                    self.optimizer.state[value] = moments
+
+    def remember_best(self) -> None:
+        """The current EMA is the best so far."""
+        self.best = {name: value.clone() for name, value in self.ema.items()}
+
+    @contextlib.contextmanager
+    def ema_student(self) -> Iterator[Detector]:
+        """The student in eval mode with EMA weights; the trained weights come back afterwards."""
+        trained = self._trained()
+        kept = {name: value.detach().clone() for name, value in trained.items()}
+        _copy_into(trained, self.ema)
+        try:
+            yield self.student.eval()
+        finally:
+            _copy_into(trained, kept)
+
+    def best_model(self) -> Model:
+        """The best EMA weights, LoRA merged. Ends the run: the student cannot train after it."""
+        _copy_into(self._trained(), self.best)
+        merge_lora(self.student)
+        return from_detector(self.student)
+
+    @property
+    def normalizer(self) -> Tensor:
+        """The head's loss normaliser: counts are summed over ranks before it moves, so all ranks agree."""
+        return self.student.head.loss_normalizer
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.student.named_parameters() if p.requires_grad}
+
+    def _losses(self, batch: WindowBatch, counts: _Counts) -> tuple[Tensor, ...]:
+        """This micro-batch's share of every global loss term, the total last."""
+        config, head = self.config, self.student.config.head
+        with self._autocast():
+            output = self.wrapped(batch.frames, batch.mask, with_block_outputs=config.feature_loss)
+            guide = self._guide(batch)
+        targets = self._targets(batch)
+        supervised = detection_losses(
+            output, batch.segments, batch.labels, head, self.normalizer, targets=targets
+        )
+        positive = targets.positive(output.mask)
+        terms = alignment_terms(output, guide, positive, config, counts.valid_points, counts.positives)
+        # A mean over windows: this micro-batch's share of it.
+        terms = replace(terms, feature=terms.feature * (len(batch.mask) / counts.windows))
+        total = supervised.total + terms.weighted(config)
+        return supervised.focal, supervised.boundary, terms.feature, terms.class_kl, terms.boundary, total
+
+    @torch.no_grad()
+    def _guide(self, batch: WindowBatch) -> DetectorOutput | None:
+        if self.teacher is None or not (self.config.feature_loss or self.config.prediction_loss):
+            return None
+        guide: DetectorOutput = self.teacher(
+            batch.frames, batch.mask, with_block_outputs=self.config.feature_loss
+        )
+        return guide
+
+    def _targets(self, batch: WindowBatch) -> Targets:
+        head = self.student.config.head
+        return assign_targets(
+            self.student.head.points,
+            batch.segments,
+            batch.labels,
+            self.student.num_classes,
+            head.center_radius,
+        )
+
+    def _global_counts(self, batch: WindowBatch) -> _Counts:
+        valid = pyramid_mask(batch.mask, self.student.config.head.levels)
+        positive = self._targets(batch).positive(valid)
+        local = torch.tensor([positive.sum(), valid.sum(), len(batch.mask)], dtype=torch.float64)
+        positives, valid_points, windows = self.collective.sum(local).tolist()
+        return _Counts(max(positives, 1.0), max(valid_points, 1.0), windows)
+
+    def _update_normalizer(self, positives: float) -> None:
+        momentum = self.student.config.head.normalizer_momentum
+        self.normalizer.copy_(updated_normalizer(self.normalizer, torch.tensor(positives), momentum))
+
+    def _apply_gradients(self) -> None:
+        trained = [p for p in self.student.parameters() if p.requires_grad]
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(trained, self.config.optimizer.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        decay = ema_decay(self.step, self.config.optimizer)
+        for name, value in self._trained().items():
+            self.ema[name].lerp_(value.detach(), 1 - decay)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        kind = self.config.optimizer.autocast
+        if kind == "off":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, kind))
+
+    def _maybe_no_sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        no_sync = getattr(self.wrapped, "no_sync", None)
+        return contextlib.nullcontext() if last or no_sync is None else no_sync()
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Over the global batch."""
+
+    positives: float
+    valid_points: float
+    windows: float
+
+
+def _parameter_groups(student: Detector, config: AlignmentConfig) -> list[dict[str, Any]]:
+    """Backbone group (decayed, norms and biases too), head weights (decayed), head norms, biases, scales."""
+    groups: dict[str, list[nn.Parameter]] = {"backbone": [], "head": [], "head_no_decay": []}
+    for name, parameter in student.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("backbone."):
+            groups["backbone"].append(parameter)
+        elif parameter.ndim > 1 and "scale" not in name:
+            groups["head"].append(parameter)
+        else:
+            groups["head_no_decay"].append(parameter)
+    decay = config.optimizer.weight_decay
+    return [
+        {"name": name, "params": params, "weight_decay": 0.0 if name == "head_no_decay" else decay}
+        for name, params in groups.items()
+        if params
+    ]
+
+
+def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(values[name])
+
+
+def _seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Drop path and dropout draw from torch's global generator: seed it for one step, then restore it."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,101 @@
+"""What a fine-tuning run is told: everything as values, so that it can be sent anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pbd_ray.compression.blocks import Model, from_detector
+from pbd_ray.config import AlignmentConfig, Experiment, Recipe
+from pbd_ray.data.annotations import Annotations, Split
+from pbd_ray.data.source import VideoSource
+from pbd_ray.detector.detector import Detector
+from pbd_ray.detector.pretrained import load_dinov2_layout
+
+TEACHER_ROUND = 0
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuneJob:
+    """One run: a student, what guides it, and one learning rate of the grid."""
+
+    experiment: Experiment
+    config: AlignmentConfig
+    """The run's own: the teacher is fitted with another than `experiment.alignment`."""
+    round: int
+    grid_index: int
+    learning_rate: float
+    student: Model
+    teacher: Model | None
+    fit: Annotations
+    selection: Annotations
+    source: VideoSource
+    window_batch: int
+
+
+def alignment_job(
+    recipe: Recipe, split: Split, source: VideoSource, round_number: int, student: Model, teacher: Model
+) -> FineTuneJob:
+    """The job of a round; the learning rate is set by the grid."""
+    return _job(recipe, split, source, recipe.experiment.alignment, round_number, student, teacher)
+
+
+def teacher_job(recipe: Recipe, split: Split, source: VideoSource) -> FineTuneJob:
+    """Fit the uncompressed detector: everything trains, nothing guides it.
+
+    Raises:
+        ValueError: `execution.pretrained_weights` is missing or does not fit.
+    """
+    options = recipe.experiment.teacher
+    config = AlignmentConfig(
+        trainable="full",
+        learning_rates=(options.backbone_lr,),
+        optimizer=options.optimizer,
+        feature_loss=False,
+        prediction_loss=False,
+        select_every_epochs=options.select_every_epochs,
+    )
+    student = initial_model(recipe, len(split.fit.classes))
+    return _job(recipe, split, source, config, TEACHER_ROUND, student, None)
+
+
+def initial_model(recipe: Recipe, num_classes: int) -> Model:
+    """The detector before any training: drawn by seed, the backbone from pretrained weights if asked."""
+    experiment = recipe.experiment
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        detector = Detector(experiment.detector, num_classes)
+    if experiment.teacher.pretrained == "dinov2":
+        path = recipe.execution.pretrained_weights
+        if path is None:
+            raise ValueError("execution.pretrained_weights is not set but teacher.pretrained is dinov2")
+        load_dinov2_layout(detector.backbone, Path(path))
+    return from_detector(detector)
+
+
+def _job(
+    recipe: Recipe,
+    split: Split,
+    source: VideoSource,
+    config: AlignmentConfig,
+    round_number: int,
+    student: Model,
+    teacher: Model | None,
+) -> FineTuneJob:
+    experiment, execution = recipe.experiment, recipe.execution
+    return FineTuneJob(
+        experiment=experiment,
+        config=config,
+        round=round_number,
+        grid_index=0,
+        learning_rate=config.learning_rates[0] if config.learning_rates else 0.0,
+        student=student,
+        teacher=teacher,
+        fit=split.fit,
+        # The paper's release chooses the epoch on test videos: a leak, offered under its name only.
+        selection=split.test if experiment.paper_protocol else split.selection,
+        source=source,
+        window_batch=execution.window_batch,
+    )

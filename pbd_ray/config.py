@@ -1,0 +1,513 @@
+"""Every knob of the product, typed.
+
+A recipe has two parts. `experiment` decides the result: it is hashed, and a run directory only ever
+holds rounds of one experiment. `execution` says where and with what it runs: paths, workers, logging;
+it may differ from one start to the next.
+
+Units stand in the names: `_seconds`, `_frames` (frames of the video file), `_steps` (the input or
+feature grid), `_pixels`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """A recipe, an override or a path in it is wrong. The message is one line for the user."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SyntheticConfig(Section):
+    """The embedded data set (`data/synthetic.py`)."""
+
+    seed: int = 0
+    fit_videos: Count = 96
+    selection_videos: Count = 24
+    test_videos: Count = 48
+    short_side_pixels: Count = 48
+    fps: Count = 20
+    min_duration_seconds: Positive = 18.0
+    max_duration_seconds: Positive = 40.0
+
+
+class DataConfig(Section):
+    """Which videos play which part. Test videos are read once a committed round and choose nothing."""
+
+    source: Literal["files", "synthetic"] = "files"
+    synthetic: SyntheticConfig | None = None
+    classes: tuple[str, ...] | None = None
+    """Class names in label order; None: every label of the annotations, sorted."""
+    class_agnostic: bool = False
+    """Train and predict one class, 'action' (ActivityNet); an external classifier names the actions."""
+    fit_subset: str = "training"
+    selection_subset: str | None = None
+    """None: `selection_fraction` of the fit videos, drawn by `seed`, is taken out of the fit set."""
+    selection_fraction: Fraction = 0.1
+    test_subset: str = "validation"
+    blocked_videos: tuple[str, ...] = ()
+    """Videos the evaluation leaves out (ActivityNet's blocked list)."""
+    min_instance_fraction: Fraction = 0.0
+    """Training instances shorter than this fraction of the video are left out (ActivityNet 0.01)."""
+
+    @model_validator(mode="after")
+    def _synthetic_has_settings(self) -> DataConfig:
+        if (self.source == "synthetic") != (self.synthetic is not None):
+            raise ValueError("data.synthetic goes with data.source=synthetic, and only with it")
+        return self
+
+
+class GridConfig(Section):
+    """How a video becomes the detector's input grid, and its pixels (design, section 2)."""
+
+    kind: Literal["sliding", "resize"] = "sliding"
+    """sliding: windows of `window_frames` input frames, every `stride_frames`-th video frame.
+    resize: the whole video as `window_frames` frames at the centres of equal bins."""
+    window_frames: Count = 768
+    stride_frames: Count = 4
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    feature_steps: Count = 768
+    """Length of the feature sequence the head sees."""
+    truncation_keep: Fraction = 0.75
+    """Share of an instance that must lie inside a training window for it to stay."""
+    truncation_tries: Count = 200
+    crop_ratio: tuple[Fraction, Fraction] = (0.9, 1.0)
+    """A training video no longer than the window is cropped to a share of itself in this range."""
+    train_short_side_pixels: Count = 182
+    test_short_side_pixels: Count = 160
+    crop_pixels: Count = 160
+    augmentation: Literal["full", "flip", "none"] = "full"
+    """full: random resized crop, flip, photometric and geometric jitter; flip: centre crop and flip."""
+
+
+class BackboneConfig(Section):
+    """VideoMAE (tubelet embedding, pre-norm transformer blocks)."""
+
+    embed_dim: Count = 384
+    depth: Count = 12
+    num_heads: Count = 6
+    mlp_ratio: Positive = 4.0
+    patch_pixels: Count = 16
+    tubelet_frames: Count = 2
+    chunk_frames: Count = 16
+    """Attention runs inside chunks of this many input frames."""
+    position_table_pixels: Count = 224
+    """Image size the sin-cos position table is made for; interpolated bicubically to `crop_pixels`."""
+    drop_path: Fraction = 0.1
+    activation: Literal["gelu", "relu"] = "gelu"
+    unused_norm: bool = False
+    """Carry the release's unused `fc_norm` (2 * embed_dim parameters): importers set it."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> BackboneConfig:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        if self.chunk_frames % self.tubelet_frames:
+            raise ValueError(
+                f"chunk_frames {self.chunk_frames} is not a multiple of tubelet_frames {self.tubelet_frames}"
+            )
+        return self
+
+
+class HeadConfig(Section):
+    """ActionFormer neck and heads."""
+
+    channels: Count = 512
+    num_heads: Count = 4
+    attention_window_steps: int = -1
+    """Local attention window; -1: global attention."""
+    embedding_layers: Count = 2
+    stem_layers: Count = 2
+    levels: Count = 6
+    position_table: bool = False
+    head_layers: Count = 2
+    """Convolutions before the class and boundary outputs."""
+    dropout: Fraction = 0.0
+    drop_path: Fraction = 0.1
+    center_radius: Positive = 1.5
+    regression_ranges: tuple[tuple[NonNegative, NonNegative], ...] = (
+        (0, 4),
+        (4, 8),
+        (8, 16),
+        (16, 32),
+        (32, 64),
+        (64, 10000),
+    )
+    label_smoothing: Fraction = 0.0
+    boundary_weight: Positive = 1.0
+    normalizer_init: Positive = 100.0
+    normalizer_momentum: Fraction = 0.9
+    class_prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+    @model_validator(mode="after")
+    def _one_range_a_level(self) -> HeadConfig:
+        if len(self.regression_ranges) != self.levels:
+            raise ValueError(
+                f"regression_ranges has {len(self.regression_ranges)} entries for {self.levels} levels"
+            )
+        return self
+
+
+class PostprocessConfig(Section):
+    """From head outputs to detections."""
+
+    score_threshold: NonNegative = 0.001
+    """Before NMS, per window; 0 keeps everything."""
+    pre_nms_top: Count = 2000
+    nms: Literal["gaussian", "linear", "hard"] = "gaussian"
+    sigma: Positive = 0.7
+    iou_threshold: Fraction = 0.1
+    """Used by linear and hard NMS."""
+    min_score: NonNegative = 0.0
+    """Gaussian and linear NMS stop at this decayed score."""
+    per_class: bool = True
+    max_detections: Count = 2000
+    voting_iou: Fraction = 0.0
+    """Segment voting threshold of the class-agnostic case; 0: no voting."""
+    external_top_classes: int = 0
+    """Multiply scores by an external video classifier's probability of its top classes; 0: off."""
+
+
+class DetectorConfig(Section):
+    """The whole detector; also what a bundle's config.json holds."""
+
+    grid: GridConfig = GridConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    head: HeadConfig = HeadConfig()
+    postprocess: PostprocessConfig = PostprocessConfig()
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> DetectorConfig:
+        if self.grid.window_frames % self.backbone.chunk_frames:
+            raise ValueError(
+                f"grid.window_frames {self.grid.window_frames} is not a multiple of "
+                f"backbone.chunk_frames {self.backbone.chunk_frames}"
+            )
+        if self.grid.crop_pixels % self.backbone.patch_pixels:
+            raise ValueError(
+                f"grid.crop_pixels {self.grid.crop_pixels} is not a multiple of "
+                f"backbone.patch_pixels {self.backbone.patch_pixels}"
+            )
+        coarsest = 2 ** (self.head.levels - 1)
+        if self.grid.feature_steps % coarsest:
+            raise ValueError(
+                f"grid.feature_steps {self.grid.feature_steps} is not a multiple of the coarsest "
+                f"stride {coarsest} ({self.head.levels} levels)"
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up and cosine, per iteration (design, section 2)."""
+
+    epochs: Count = 60
+    schedule_epochs: Count = 65
+    """Length of the cosine; training stops after `epochs`."""
+    warmup_epochs: NonNegative = 5
+    head_lr: Positive = 1e-4
+    weight_decay: NonNegative = 0.05
+    clip_norm: Positive = 1.0
+    batch_size: Count = 2
+    """Global batch, whatever the number of workers."""
+    accumulation_steps: Count = 1
+    ema_decay: Fraction = 0.999
+    ema_warmup: bool = False
+    """Use min(ema_decay, (1 + t) / (10 + t)): short schedules need it to show what was learned."""
+    autocast: Literal["off", "float16", "bfloat16"] = "off"
+    activation_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _cosine_covers_epochs(self) -> OptimizerConfig:
+        if self.schedule_epochs < self.epochs:
+            raise ValueError(f"schedule_epochs {self.schedule_epochs} is shorter than epochs {self.epochs}")
+        return self
+
+
+class TeacherConfig(Section):
+    """Where the uncompressed detector comes from."""
+
+    source: str = "train"
+    """'train' fits one in the run; 'shipped' is the demo's bundle; else the path of a bundle directory."""
+    pretrained: Literal["none", "dinov2"] = "none"
+    """Layout of `execution.pretrained_weights` that the backbone of a trained teacher starts from."""
+    backbone_lr: Positive = 1e-4
+    optimizer: OptimizerConfig = OptimizerConfig()
+    select_every_epochs: Count = 1
+
+
+class ScoringConfig(Section):
+    """How candidates are scored (design, section 2, scoring criteria)."""
+
+    criterion: Literal["map", "train_loss", "mse"] = "map"
+    map_tiou: Annotated[float, Field(gt=0, le=1)] | Literal["average"] = 0.5
+    saturation: Fraction = 0.98
+    """Above this undropped score ties of `map` go to average mAP, then train loss, then lower index."""
+    video_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the fit videos that score, drawn once by seed (the release offers this)."""
+    loss_terms: Literal["supervised", "total"] = "supervised"
+    """train_loss only: focal + DIoU, or these and the alignment losses."""
+
+
+class AlignmentConfig(Section):
+    """LoRA fine-tuning of the shallower student against the uncompressed teacher (paper, section 3.3)."""
+
+    trainable: Literal["lora", "full", "lora_only", "none"] = "lora"
+    rank: Count | None = None
+    """LoRA rank; None: embed_dim / 4."""
+    learning_rates: tuple[Positive, ...] = (1e-5, 3.1623e-5, 1e-4, 3.1623e-4, 1e-3)
+    """Grid of the backbone group (LoRA, norms, patch embedding), log-spaced in [1e-5, 1e-3]."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    feature_loss: bool = True
+    prediction_loss: bool = True
+    temperature: Positive = 3.5
+    boundary_loss: Literal["diou", "giou"] = "diou"
+    feature_weight: NonNegative = 1.0
+    class_weight: NonNegative = 1.0
+    boundary_weight: NonNegative = 1.0
+    select_every_epochs: Count = 1
+    """Selection mAP is measured after every this many epochs, and always after the last."""
+
+    @model_validator(mode="after")
+    def _grid_is_a_set(self) -> AlignmentConfig:
+        if not self.learning_rates and self.trainable != "none":
+            raise ValueError("learning_rates is empty")
+        if len(set(self.learning_rates)) != len(self.learning_rates):
+            raise ValueError(f"learning_rates has a value twice: {list(self.learning_rates)}")
+        return self
+
+
+class StoppingConfig(Section):
+    """When to stop dropping. The first rule met ends the run."""
+
+    max_drops: int | None = None
+    """None: depth / 4, the paper's rule."""
+    target_macs_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    target_latency_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    tolerance: NonNegative | None = None
+    """Stop after a round whose selection mAP is more than this below the teacher's, by a
+    non-inferiority test on selection videos (paper: the student no longer recovers)."""
+
+
+class EvaluationConfig(Section):
+    tious: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    headline_tiou: Annotated[float, Field(gt=0, le=1)] | Literal["average"] = 0.5
+    bootstrap_replicates: Count = 1000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    noninferiority_margin: Positive = 0.01
+
+
+class Experiment(Section):
+    """Everything that decides the result; hashed, must match on resume."""
+
+    name: str
+    seed: int = 0
+    paper_protocol: bool = False
+    """Choose the epoch on test videos as the paper's release does; the report says so."""
+    data: DataConfig
+    detector: DetectorConfig = DetectorConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    stopping: StoppingConfig = StoppingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _thresholds_are_measured(self) -> Experiment:
+        for key, tiou in (
+            ("scoring.map_tiou", self.scoring.map_tiou),
+            ("evaluation.headline_tiou", self.evaluation.headline_tiou),
+        ):
+            if tiou != "average" and tiou not in self.evaluation.tious:
+                raise ValueError(f"{key} {tiou} is not among evaluation.tious {list(self.evaluation.tious)}")
+        return self
+
+    @model_validator(mode="after")
+    def _drops_leave_a_block(self) -> Experiment:
+        drops = self.stopping.max_drops
+        if drops is not None and not 0 <= drops < self.detector.backbone.depth:
+            raise ValueError(
+                f"stopping.max_drops {drops} must leave a block of {self.detector.backbone.depth}"
+            )
+        return self
+
+    @property
+    def max_drops(self) -> int:
+        """The most blocks this run drops: `stopping.max_drops`, by default depth / 4."""
+        drops = self.stopping.max_drops
+        return self.detector.backbone.depth // 4 if drops is None else drops
+
+
+class Execution(Section):
+    """Where and with what it runs; may differ from one start to the next."""
+
+    run_dir: str | None = None
+    """Local path or s3://, gs:// URI; None: ./runs/<experiment name>."""
+    data_root: str | None = None
+    """Directory of the video files, a path every node sees."""
+    annotations: str | None = None
+    pretrained_weights: str | None = None
+    external_classifier: str | None = None
+    cache_dir: str | None = None
+    """Node-local directory for generated and decoded videos; None: the system's temporary directory."""
+    cache_gigabytes: NonNegative = 8.0
+    """Decoded frames kept there at most; 0: decode anew every time."""
+    backend: Literal["ray", "local"] = "ray"
+    """local: the same loop in this process, without Ray."""
+    ray_address: str | None = None
+    """None: the cluster this job runs in, else a new local one."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    max_workers: Count = 2
+    """Scoring workers at most."""
+    cpus_per_worker: Positive = 1
+    """May be a fraction, where more trials than CPUs should run at once."""
+    gpus_per_worker: NonNegative = 0
+    threads_per_worker: Count = 1
+    """torch threads in every worker: part of the exactness conditions."""
+    slices_per_worker: Count = 4
+    """Target number of video slices a scoring worker pulls."""
+    train_workers: Count = 1
+    """Ray Train workers per learning rate (DDP)."""
+    max_concurrent_learning_rates: Count | None = None
+    """None: as many as the cluster's free resources hold."""
+    window_batch: Count = 4
+    """Windows of one video in one forward pass."""
+    task_retries: Annotated[int, Field(ge=0)] = 2
+    resource_wait_seconds: Positive = 600.0
+    progress_seconds: Positive = 10.0
+
+
+class Recipe(Section):
+    """One run: what to do, and where."""
+
+    experiment: Experiment
+    execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _gpu_needs_device(self) -> Recipe:
+        if self.execution.gpus_per_worker and self.execution.device == "cpu":
+            raise ValueError("execution.gpus_per_worker is set but execution.device is cpu")
+        if self.execution.device == "cuda" and not self.execution.gpus_per_worker:
+            raise ValueError("execution.device is cuda but execution.gpus_per_worker is 0")
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes inside the package."""
+    folder = resources.files("pbd_ray.recipes")
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe or a YAML file and apply `key=value` overrides.
+
+    A key is a dotted path (`experiment.alignment.optimizer.epochs=3`); the leading `experiment.` or
+    `execution.` may be left out where the rest says it (`run_dir=/data/run`, `seed=1`). Values are YAML.
+
+    Raises:
+        ConfigError: unknown recipe, unreadable file, unknown key or refused value, naming it.
+    """
+    source, raw = _read(name_or_path)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"override '{override}' is not of the form key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"override '{override}': '{text}' is not a YAML value") from None
+        _assign(raw, _full_key(key), value, override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_line(error)}") from None
+
+
+def experiment_hash(experiment: Experiment) -> str:
+    """SHA-256 of the experiment's canonical JSON."""
+    text = json.dumps(experiment.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(ours: Experiment, theirs: Experiment) -> tuple[str, ...]:
+    """Lines `key: ours -> theirs` for every leaf in which two experiments differ."""
+    a, b = dict(_leaves(ours.model_dump(mode="json"))), dict(_leaves(theirs.model_dump(mode="json")))
+    return tuple(f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, child in value.items():
+            yield from _leaves(child, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value
+
+
+def _read(name_or_path: str) -> tuple[str, dict[str, Any]]:
+    if name_or_path in shipped_recipes():
+        text = resources.files("pbd_ray.recipes").joinpath(f"{name_or_path}.yaml").read_text()
+    else:
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ConfigError(
+                f"recipe '{name_or_path}' is neither a file nor one of: {', '.join(shipped_recipes())}"
+            )
+        text = path.read_text()
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name_or_path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name_or_path}: expected a mapping with 'experiment' and 'execution'")
+    return name_or_path, raw
+
+
+def _full_key(key: str) -> str:
+    first = key.split(".")[0]
+    if first in Recipe.model_fields:
+        return key
+    if first in Execution.model_fields:
+        return f"execution.{key}"
+    return f"experiment.{key}"
+
+
+def _assign(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
+    *parents, leaf = key.split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override '{override}': {parent} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _first_line(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem.get("input")
+    shown = "" if isinstance(value, dict | BaseModel) else f", got {value!r}"
+    return f"{key}: {message}{shown}"

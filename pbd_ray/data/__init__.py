@@ -1,0 +1,1 @@
+"""Annotations, videos, windows, augmentation: from files to batches."""

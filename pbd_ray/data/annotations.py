@@ -1,0 +1,415 @@
+"""Annotated videos: reading, checking, splitting; and detections as JSON.
+
+Files are in ActivityNet form: `{"database": {id: {"subset", "duration", "annotations": [{"label",
+"segment": [start, end]}], ...}}}` with optional `fps`, `frame` (or `frames`) and `file`. OpenTAD's THUMOS14
+files are of this form too. Times are seconds everywhere in this module.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import reprlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pbd_ray.config import DataConfig
+
+if TYPE_CHECKING:
+    from pbd_ray.data.video import VideoProbe
+
+log = logging.getLogger(__name__)
+
+GROUND_TRUTH_SCHEMA = pa.schema(
+    [("video", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("label", pa.int32())]
+)
+DETECTION_SCHEMA = GROUND_TRUTH_SCHEMA.append(pa.field("score", pa.float64()))
+
+AMBIGUOUS = "Ambiguous"
+"""THUMOS14 marks with it what even its annotators could not tell; never an instance (as OpenTAD)."""
+AGNOSTIC_CLASSES = ("action",)
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".webm")
+LARGEST = 1e9
+"""Beyond this a number of seconds, frames or score is a broken file; int64 and float64 stay exact below."""
+
+
+class AnnotationError(ValueError):
+    """An annotation or detection file, or what a recipe asks of it, is wrong. One line for the user."""
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """One annotated video. `segments_seconds` (n, 2) and `labels` (n,) are read-only."""
+
+    id: str
+    path: str
+    """File name relative to the data root, or absolute."""
+    subset: str
+    duration_seconds: float
+    fps: float
+    """As written, else frames / duration; 0.0 with `frames` 0: unknown until `with_probe`."""
+    frames: int
+    """Frames of the file."""
+    segments_seconds: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Videos, and the class names their labels index."""
+
+    classes: tuple[str, ...]
+    videos: tuple[Video, ...]
+
+    def subset(self, name: str) -> Annotations:
+        """Videos whose subset is `name`, in file order; may be empty."""
+        return replace(self, videos=tuple(video for video in self.videos if video.subset == name))
+
+    def select(self, ids: Iterable[str]) -> Annotations:
+        """The videos `ids` name, in the order of `ids`.
+
+        Raises:
+            AnnotationError: an id is not here.
+        """
+        by_id = {video.id: video for video in self.videos}
+        chosen = []
+        for id_ in ids:
+            if id_ not in by_id:
+                raise AnnotationError(f"video {id_!r} is not among the {len(by_id)} annotated videos")
+            chosen.append(by_id[id_])
+        return replace(self, videos=tuple(chosen))
+
+    def ground_truth(self) -> pa.Table:
+        """All instances as a table of GROUND_TRUTH_SCHEMA, in video order (seconds)."""
+        segments = np.concatenate([np.zeros((0, 2)), *(video.segments_seconds for video in self.videos)])
+        labels = np.concatenate([np.zeros(0, np.int32), *(video.labels for video in self.videos)])
+        names = [video.id for video in self.videos for _ in video.labels]
+        columns = [pa.array(names, pa.string()), segments[:, 0], segments[:, 1], labels]
+        return pa.table(columns, schema=GROUND_TRUTH_SCHEMA)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Who trains and scores, who chooses learning rate and epoch, who is read once (design, section 2)."""
+
+    fit: Annotations
+    selection: Annotations
+    test: Annotations
+
+    def everything(self) -> Annotations:
+        """All videos of the three parts."""
+        return replace(self.fit, videos=self.fit.videos + self.selection.videos + self.test.videos)
+
+
+def load_annotations(
+    path: str | Path,
+    classes: Sequence[str] | None = None,
+    class_agnostic: bool = False,
+    as_published: bool = False,
+) -> Annotations:
+    """Read and check an ActivityNet-form file.
+
+    Instances of zero length are left out and instances reaching outside [0, duration] are clipped to it (left
+    out when nothing remains); both are counted in one logged warning.
+
+    Args:
+        classes: names in label order; None: every label of the file, sorted.
+        class_agnostic: every label becomes 0 and the classes ('action',); `classes` is not looked at.
+        as_published: keep instances of zero length or outside the video untouched, as the official evaluators
+            count them (THUMOS14 has 30 that lie wholly outside their video).
+
+    Raises:
+        AnnotationError: naming file, field and value.
+    """
+    database = _Node.read(path).member("database")
+    entries = list(database.items())
+    if not entries:
+        raise database.error("expected at least one video")
+    names = AGNOSTIC_CLASSES if class_agnostic else _class_names(path, classes, entries)
+    label_of = None if class_agnostic else {name: label for label, name in enumerate(names)}
+    counts: Counter[str] = Counter()
+    videos = tuple(_video(id_, entry, label_of, as_published, counts) for id_, entry in entries)
+    _warn(path, counts)
+    return Annotations(names, videos)
+
+
+def with_probe(video: Video, probe: VideoProbe) -> Video:
+    """The video with the frames and frame rate its file has, whatever the annotations said."""
+    return replace(video, frames=probe.frames, fps=probe.fps)
+
+
+def video_file(video: Video, data_root: str) -> str:
+    """Where the video's file is: at its path, else its id or `v_` + id (as ActivityNet) with a known suffix.
+
+    Raises:
+        AnnotationError: there is none.
+    """
+    bare = PurePosixPath(video.id)
+    stems = (bare, bare.with_name(f"v_{bare.name}"))
+    for name in (video.path, *(f"{stem}{suffix}" for stem in stems for suffix in VIDEO_SUFFIXES)):
+        candidate = Path(data_root, name)
+        if candidate.is_file():
+            return str(candidate)
+    raise AnnotationError(
+        f"{data_root}: no file for video {video.id!r}: tried {video.path} and "
+        f"[v_]{video.id}{{{','.join(VIDEO_SUFFIXES)}}}"
+    )
+
+
+def split(annotations: Annotations, data_config: DataConfig, seed: int) -> Split:
+    """Fit, selection and test videos as the recipe says, each in file order.
+
+    Which videos a `selection_fraction` draws depends on the fit ids and the seed alone.
+
+    Raises:
+        AnnotationError: a part is empty, or two parts would share videos.
+    """
+    subsets = {
+        "fit_subset": data_config.fit_subset,
+        "selection_subset": data_config.selection_subset,
+        "test_subset": data_config.test_subset,
+    }
+    taken: dict[str, str] = {}
+    for key, subset in subsets.items():
+        if subset is None:
+            continue
+        if subset in taken:
+            raise AnnotationError(f"data.{key}: {subset!r} is data.{taken[subset]} too; parts share no videos")
+        taken[subset] = key
+    fit = annotations.subset(data_config.fit_subset)
+    if data_config.selection_subset is None:
+        ids = sorted(video.id for video in fit.videos)
+        size = min(len(ids), max(1, round(data_config.selection_fraction * len(ids))))
+        drawn = {ids[index] for index in np.random.default_rng(seed).permutation(len(ids))[:size]}
+        selection = fit.select(video.id for video in fit.videos if video.id in drawn)
+        fit = fit.select(video.id for video in fit.videos if video.id not in drawn)
+    else:
+        selection = annotations.subset(data_config.selection_subset)
+    test = annotations.subset(data_config.test_subset)
+    blocked = set(data_config.blocked_videos)
+    test = test.select(video.id for video in test.videos if video.id not in blocked)
+    for name, part in (("fit", fit), ("selection", selection), ("test", test)):
+        if not part.videos:
+            counted = Counter(video.subset for video in annotations.videos)
+            known = ", ".join(f"{key!r} ({count})" for key, count in sorted(counted.items()))
+            asked = ", ".join(f"{key} {value!r}" for key, value in subsets.items() if value is not None)
+            raise AnnotationError(f"no {name} videos: data.{asked}; the annotations hold the subsets {known}")
+    return Split(fit, selection, test)
+
+
+def detections_from_json(
+    path: str | Path, classes: Sequence[str], videos: Collection[str] | None = None
+) -> pa.Table:
+    """Read `{"results": {video: [{"label", "segment", "score"}]}}` into DETECTION_SCHEMA, in file order.
+
+    Detections whose label is not in `classes`, or whose video is not in `videos` (None: all are known), are
+    left out and counted in one logged warning.
+
+    Raises:
+        AnnotationError: naming file, field and value.
+    """
+    label_of = {name: label for label, name in enumerate(classes)}
+    known = None if videos is None else set(videos)
+    counts: Counter[str] = Counter()
+    rows: list[tuple[str, float, float, int, float]] = []
+    for id_, entry in _Node.read(path).member("results").items():
+        for node in entry.elements():
+            start, end = node.member("segment").segment()
+            score = node.member("score").number()
+            label = label_of.get(node.member("label").text())
+            if known is not None and id_ not in known:
+                counts["detections of unknown videos left out"] += 1
+            elif label is None:
+                counts["detections of unknown labels left out"] += 1
+            else:
+                rows.append((id_, start, end, label, score))
+    _warn(path, counts)
+    columns = list(zip(*rows, strict=True)) or [()] * len(DETECTION_SCHEMA)
+    return pa.table([list(column) for column in columns], schema=DETECTION_SCHEMA)
+
+
+def detections_to_json(table: pa.Table, classes: Sequence[str]) -> dict[str, Any]:
+    """ActivityNet's `results` form of a DETECTION_SCHEMA table; numbers are not rounded, order is kept."""
+    results: dict[str, list[dict[str, Any]]] = {}
+    columns = [table.column(name).to_pylist() for name in DETECTION_SCHEMA.names]
+    for video, start, end, label, score in zip(*columns, strict=True):
+        assert 0 <= label < len(classes), f"label {label} of {len(classes)} classes"
+        item = {"label": classes[label], "segment": [start, end], "score": score}
+        results.setdefault(video, []).append(item)
+    return {"version": "pbd_ray 1", "results": results, "external_data": {}}
+
+
+def _class_names(
+    path: str | Path, classes: Sequence[str] | None, entries: Sequence[tuple[str, _Node]]
+) -> tuple[str, ...]:
+    if classes is not None:
+        if not classes or len(set(classes)) != len(classes):
+            raise AnnotationError(f"classes: expected distinct names, got {reprlib.repr(list(classes))}")
+        return tuple(classes)
+    found = {
+        instance.member("label").text()
+        for _, entry in entries
+        for instance in entry.member("annotations").elements()
+    }
+    if not found - {AMBIGUOUS}:
+        raise AnnotationError(f"{path}: no instance has a label, so the classes must be given")
+    return tuple(sorted(found - {AMBIGUOUS}))
+
+
+def _video(
+    id_: str, entry: _Node, label_of: dict[str, int] | None, as_published: bool, counts: Counter[str]
+) -> Video:
+    entry.check_inside_root(id_)
+    duration = entry.member("duration").positive()
+    frames, fps = _frames_and_fps(entry, duration, counts)
+    segments: list[tuple[float, float]] = []
+    labels: list[int] = []
+    for instance in entry.member("annotations").elements():
+        label_node = instance.member("label")
+        label, (start, end) = label_node.text(), instance.member("segment").segment()
+        if label == AMBIGUOUS:
+            continue
+        if label_of is not None and label not in label_of:
+            raise label_node.error("expected one of the classes")
+        if not as_published:
+            if start == end:
+                counts["instances of zero length left out"] += 1
+                continue
+            clipped = min(max(start, 0.0), duration), min(max(end, 0.0), duration)
+            if clipped[0] == clipped[1]:
+                counts["instances outside their video left out"] += 1
+                continue
+            counts["instances clipped to their video"] += clipped != (start, end)
+            start, end = clipped
+        segments.append((start, end))
+        labels.append(0 if label_of is None else label_of[label])
+    segment_array = np.array(segments, np.float64).reshape(-1, 2)
+    label_array = np.array(labels, np.int32)
+    # Read-only, so that nothing downstream can change the ground truth (a fault of the release).
+    segment_array.flags.writeable = label_array.flags.writeable = False
+    file = entry.member("file", required=False)
+    path = f"{id_}.mp4" if file is None else file.text()
+    if file is not None and not PurePosixPath(path).is_absolute():
+        file.check_inside_root(path)
+    subset = entry.member("subset").text()
+    return Video(id_, path, subset, duration, fps, frames, segment_array, label_array)
+
+
+def _frames_and_fps(entry: _Node, duration: float, counts: Counter[str]) -> tuple[int, float]:
+    frames_node = entry.member("frame", required=False) or entry.member("frames", required=False)
+    fps_node = entry.member("fps", required=False)
+    fps = 0.0 if fps_node is None else fps_node.positive()
+    if frames_node is None:
+        frames = max(1, round(duration * fps)) if fps else 0
+        if frames > LARGEST and fps_node is not None:
+            raise fps_node.error(f"{duration} seconds are too many frames at this rate")
+        return frames, fps
+    frames = int(frames_node.positive())
+    if frames != frames_node.value:
+        raise frames_node.error("expected a whole number of frames")
+    if fps and not 0.95 < fps * duration / frames < 1.05:
+        counts["videos whose fps differs from frame / duration by over 5 %"] += 1
+    return frames, fps or frames / duration
+
+
+def _warn(path: str | Path, counts: Counter[str]) -> None:
+    found = [f"{count} {what}" for what, count in sorted(counts.items()) if count]
+    if found:
+        log.warning("%s: %s", path, "; ".join(found))
+
+
+class _Node:
+    """A JSON value that knows where it stands, so that every error names file, field and value."""
+
+    __slots__ = ("key", "parent", "value")
+
+    def __init__(self, value: Any, key: str, parent: _Node | None = None) -> None:
+        self.value, self.key, self.parent = value, key, parent
+
+    @staticmethod
+    def read(path: str | Path) -> _Node:
+        def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            members = dict(pairs)
+            if len(members) != len(pairs):
+                key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+                raise AnnotationError(f"{path}: key {key!r} stands twice in one object")
+            return members
+
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise AnnotationError(f"{path}: cannot be read: {reason}") from None
+        try:
+            return _Node(json.loads(text, object_pairs_hook=distinct), str(path))
+        except AnnotationError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise AnnotationError(f"{path}: not JSON: {' '.join(str(error).split())}") from None
+
+    def error(self, problem: str) -> AnnotationError:
+        node, field = self, ""
+        while node.parent is not None:
+            node, field = node.parent, node.key + field
+        where = f"{node.key}: {field.removeprefix('.')}" if field else node.key
+        return AnnotationError(f"{where}: {problem}, got {reprlib.repr(self.value)}")
+
+    def items(self) -> Iterator[tuple[str, _Node]]:
+        if not isinstance(self.value, dict):
+            raise self.error("expected an object")
+        for key, value in self.value.items():
+            yield key, _Node(value, f"[{key!r}]", self)
+
+    def elements(self) -> Iterator[_Node]:
+        if not isinstance(self.value, list):
+            raise self.error("expected a list")
+        for index, value in enumerate(self.value):
+            yield _Node(value, f"[{index}]", self)
+
+    def member(self, key: str, required: bool = True) -> Any:
+        """The member `key`; None where it is optional and absent or null."""
+        if not isinstance(self.value, dict):
+            raise self.error("expected an object")
+        if key not in self.value and required:
+            raise self.error(f"expected a member {key!r}")
+        value = self.value.get(key)
+        return None if value is None and not required else _Node(value, f".{key}", self)
+
+    def text(self) -> str:
+        # Unprintable characters (also lone surrogates) would break one-line messages and UTF-8 files later.
+        if not isinstance(self.value, str) or not self.value or not self.value.isprintable():
+            raise self.error("expected a printable, non-empty text")
+        return self.value
+
+    def number(self) -> float:
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise self.error("expected a number")
+        if not abs(self.value) <= LARGEST:  # also NaN
+            raise self.error(f"expected a finite number, at most {LARGEST:g} in size")
+        return float(self.value)
+
+    def positive(self) -> float:
+        if not self.number() > 0:
+            raise self.error("expected more than 0")
+        return float(self.value)
+
+    def segment(self) -> tuple[float, float]:
+        ends = [node.number() for node in self.elements()]
+        if len(ends) != 2:
+            raise self.error("expected [start, end]")
+        if ends[1] < ends[0]:
+            raise self.error("the segment ends before it starts")
+        return ends[0], ends[1]
+
+    def check_inside_root(self, name: str) -> None:
+        """Refuse a video id or file that would lead out of the data root."""
+        parts = name.split("/")
+        if not name.isprintable() or "\\" in name or ".." in parts or not parts[0] or parts[-1] in ("", "."):
+            raise self.error(f"{name!r} is not a name inside the data root")

@@ -1,0 +1,88 @@
+"""Decoded frames on the node's disk, memory-mapped: what every epoch, learning rate and round reads again.
+
+One .npy file a video and size, holding the frames that the grid can ever ask for. The cache never
+evicts: epochs read videos in cycles, where keeping the first that fit beats throwing out the oldest.
+Files are written under a temporary name and renamed, so processes of a node share them safely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pbd_ray.data.video import FrameReader
+
+_CHUNK_FRAMES = 256
+
+
+@dataclass(frozen=True)
+class FrameCache:
+    """A directory of decoded frames with a byte budget."""
+
+    directory: Path
+    budget_bytes: int
+
+    def open(
+        self, path: str, short_side: int, wanted: npt.NDArray[np.int64], annotated_frames: int
+    ) -> CachedFrames | None:
+        """The frames `wanted` of a file, decoded on first use; None where the budget holds no more.
+
+        Args:
+            wanted: all frame indices that will ever be asked for, ascending.
+            annotated_frames: the frame count the indices were computed from.
+
+        Raises:
+            VideoError: the file, or a frame of it, cannot be read, or it is not the annotated one.
+        """
+        file = self.directory / f"{_key(path, short_side, wanted)}.npy"
+        if not file.exists() and not self._fill(file, path, short_side, wanted, annotated_frames):
+            return None
+        return CachedFrames(wanted, np.load(file, mmap_mode="r", allow_pickle=False))
+
+    def _fill(
+        self, file: Path, path: str, short_side: int, wanted: npt.NDArray[np.int64], annotated_frames: int
+    ) -> bool:
+        reader = FrameReader(path, short_side)
+        reader.check_frames(annotated_frames)
+        first = reader.read(wanted[:1])
+        shape = (len(wanted), *first.shape[1:])
+        self.directory.mkdir(parents=True, exist_ok=True)
+        used = sum(entry.stat().st_size for entry in os.scandir(self.directory))
+        if used + int(np.prod(shape)) > self.budget_bytes:
+            return False
+        part = file.with_suffix(f".{os.getpid()}.part")
+        try:
+            frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+            for start in range(0, len(wanted), _CHUNK_FRAMES):
+                frames[start : start + _CHUNK_FRAMES] = reader.read(wanted[start : start + _CHUNK_FRAMES])
+            frames.flush()
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class CachedFrames:
+    """The cached frames of one file; reads like a `FrameReader`."""
+
+    wanted: npt.NDArray[np.int64]
+    frames: npt.NDArray[np.uint8]
+
+    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Frames `indices`, in any order and with repeats, as (T, H, W, 3) RGB; all must be among `wanted`."""
+        places = np.searchsorted(self.wanted, indices)
+        assert np.array_equal(self.wanted[places], indices), "a frame that was not among the wanted ones"
+        return self.frames[places]
+
+
+def _key(path: str, short_side: int, wanted: npt.NDArray[np.int64]) -> str:
+    """Changes with the file (name, size, time of change), the size and the frames."""
+    stat = os.stat(path)
+    text = f"{os.path.abspath(path)}|{stat.st_size}|{stat.st_mtime_ns}|{short_side}|"
+    return hashlib.sha256(text.encode() + wanted.tobytes()).hexdigest()[:32]

@@ -1,0 +1,79 @@
+"""Where a recipe's videos and annotations come from: the user's files, or the embedded data set."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pbd_ray.config import ConfigError, GridConfig, Recipe
+from pbd_ray.data import synthetic
+from pbd_ray.data.annotations import Split, Video, load_annotations, split
+from pbd_ray.data.cache import FrameCache
+from pbd_ray.data.dataset import WindowBatch, load_inference_batches, load_training_batch
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """Where this node reads videos: their directory, and the cache of decoded frames."""
+
+    data_root: str
+    cache: FrameCache | None = None
+
+
+def local_source(recipe: Recipe, progress: Callable[[int, int], None] | None = None) -> VideoSource:
+    """The videos as this node sees them. The embedded data set is generated where it is missing, so
+    every node makes its own, bit for bit the same.
+
+    Raises:
+        ConfigError: `execution.data_root` is not set, or is not a directory here.
+    """
+    generated, execution = recipe.experiment.data.synthetic, recipe.execution
+    cache_dir = Path(execution.cache_dir or Path(tempfile.gettempdir(), "pbd_ray"))
+    budget = int(execution.cache_gigabytes * 1e9)
+    cache = FrameCache(cache_dir / "frames", budget) if budget else None
+    if generated is not None:
+        return VideoSource(str(synthetic.ensure(generated, cache_dir, progress, processes=2)), cache)
+    root = execution.data_root
+    if root is None:
+        raise ConfigError("execution.data_root is not set: name the directory of the videos")
+    if not Path(root).is_dir():
+        raise ConfigError(f"execution.data_root {root} is not a directory on this node")
+    return VideoSource(root, cache)
+
+
+def load_split(recipe: Recipe) -> Split:
+    """Fit, selection and test videos of a recipe; no video file is touched.
+
+    Raises:
+        ConfigError: `execution.annotations` is not set.
+        AnnotationError: the file, or the split it is asked for, is wrong.
+    """
+    data = recipe.experiment.data
+    if data.synthetic is not None:
+        return split(synthetic.annotate(data.synthetic), data, recipe.experiment.seed)
+    if recipe.execution.annotations is None:
+        raise ConfigError("execution.annotations is not set: name the annotation file")
+    annotations = load_annotations(recipe.execution.annotations, data.classes, data.class_agnostic)
+    return split(annotations, data, recipe.experiment.seed)
+
+
+def inference_batches(
+    source: VideoSource, video: Video, grid: GridConfig, window_batch: int
+) -> Iterator[WindowBatch]:
+    """`dataset.load_inference_batches` from this source."""
+    return load_inference_batches(video, source.data_root, grid, window_batch, source.cache)
+
+
+def training_batch(
+    source: VideoSource,
+    videos: Sequence[Video],
+    grid: GridConfig,
+    seed_key: tuple[int, ...],
+    min_instance_fraction: float,
+) -> WindowBatch:
+    """`dataset.load_training_batch` from this source."""
+    return load_training_batch(
+        videos, source.data_root, grid, seed_key, min_instance_fraction, source.cache
+    )

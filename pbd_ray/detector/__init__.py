@@ -1,0 +1,1 @@
+"""The detector: a VideoMAE backbone under an ActionFormer head, its losses, its files."""

@@ -1,0 +1,143 @@
+"""The round loop: score, drop, align, commit, until a stopping rule is met (paper, section 3).
+
+Starting, resuming and finishing a run are the same walk: every stage does only what the ledger lacks. The
+expensive work comes in as plain callables (`Steps`), so the loop is the same in one process and on a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pbd_ray.config import Recipe
+from pbd_ray.data.annotations import Split
+from pbd_ray.search.environment import current_environment
+from pbd_ray.search.hashing import annotations_hash, value_hash, weights_hash
+from pbd_ray.search.ledger import Ledger, LedgerError
+from pbd_ray.search.stages import FromBundle, Stages, ToBundle
+from pbd_ray.search.state import (
+    TEACHER_ROUND,
+    AlignTask,
+    Cost,
+    Model,
+    RoundRecord,
+    Steps,
+    Summary,
+    without_block,
+)
+from pbd_ray.search.stopping import LATENCY, Standing, stop_reason
+from pbd_ray.search.summary import summary_to_json
+from pbd_ray.search.sweeping import Report, label
+
+
+def compress(
+    recipe: Recipe,
+    split: Split,
+    teacher: Mapping[str, bytes] | None,
+    steps: Steps,
+    ledger: Ledger,
+    *,
+    to_bundle: ToBundle,
+    from_bundle: FromBundle,
+    cost: Callable[[Model], Cost],
+    report: Report,
+) -> Summary:
+    """Run, or go on with, the compression that the ledger holds, to its end.
+
+    summary.json is written anew after every commit and at the end.
+
+    Args:
+        split: fit videos score and train, selection videos judge recovery, test videos are read once a
+            committed round and choose nothing.
+        teacher: files of the uncompressed detector's bundle; None: those in the ledger.
+        cost: computed cost of one window.
+
+    Raises:
+        LedgerError: the ledger holds a run on other data or from another teacher.
+        ValueError: a subset that the recipe needs has no videos.
+    """
+    _require_videos(recipe, split)
+    stages = Stages(recipe, split, steps, ledger, to_bundle, from_bundle, cost, report)
+    original = _open_teacher(stages, teacher)
+    records = list(ledger.committed())
+    for record in records:
+        report(f"{label(record.round)}: on record, result {record.result[:12]}")
+    if not records:
+        records.append(_commit(stages, TEACHER_ROUND, original))
+    while (reason := _stop_reason(recipe, records)) is None:
+        _write_summary(ledger, records, None)
+        records.append(_round(stages, original, records[-1]))
+    report(f"stop: {reason}")
+    return _write_summary(ledger, records, reason)
+
+
+def _round(stages: Stages, teacher: Model, before: RoundRecord) -> RoundRecord:
+    ledger, number = stages.ledger, before.round + 1
+    folder = ledger.round(number)
+    if not folder.begun():
+        ledger.discard_scratch()  # of a round whose driver died right after the commit
+    parent = stages.model(ledger.round(before.round))
+    decision = stages.decide(folder, parent, teacher)
+    student = without_block(parent, decision.dropped_block)
+    aligned = stages.align(folder, decision, AlignTask(number, student, teacher, before.result))
+    return _commit(stages, number, aligned)
+
+
+def _commit(stages: Stages, number: int, model: Model) -> RoundRecord:
+    """Evaluate, measure, and close the round (for the teacher, round 0, that is all there is)."""
+    folder = stages.ledger.round(number)
+    evaluation = stages.evaluate(folder, model)
+    stages.measure_latency(folder, model)
+    record = stages.ledger.commit(number, weights_hash(model.weights))
+    stages.ledger.discard_scratch()
+    stages.report(
+        f"{label(number)}: committed, mAP {evaluation.headline_map:.4f}, {evaluation.macs / 1e9:.4g} G MACs, "
+        f"result {record.result[:12]}"
+    )
+    return record
+
+
+def _open_teacher(stages: Stages, files: Mapping[str, bytes] | None) -> Model:
+    """The teacher in the ledger, put there if this is the first start; and the environment on record."""
+    ledger, folder = stages.ledger, stages.ledger.teacher
+    if folder.read_bundle() is None:
+        assert files is not None, "a new run needs its teacher"
+        folder.write_bundle(files)
+    teacher = stages.model(folder)
+    teacher_hash = weights_hash(teacher.weights)
+    if files is not None and weights_hash(stages.from_bundle(files).weights) != teacher_hash:
+        raise LedgerError(f"{ledger.storage.uri('teacher')} holds another teacher than the one given")
+    split = stages.split
+    data_hash = value_hash([annotations_hash(part) for part in (split.fit, split.selection, split.test)])
+    environment = current_environment(stages.recipe.execution, data_hash, teacher_hash)
+    for change in ledger.record_environment(environment):
+        stages.report(f"not bit-exact with the first start: {change}")
+    return teacher
+
+
+def _stop_reason(recipe: Recipe, records: list[RoundRecord]) -> str | None:
+    teacher, last = records[0], records[-1]
+    standing = Standing(
+        drops=len(records) - 1,
+        kept=len(last.evaluation.kept_blocks),
+        macs_ratio=last.evaluation.macs / teacher.evaluation.macs,
+        latency_ratio=last.measured["latency"][LATENCY] / teacher.measured["latency"][LATENCY],
+        recovery=last.evaluation.selection_interval,
+    )
+    return stop_reason(standing, recipe.experiment.stopping, recipe.experiment.max_drops)
+
+
+def _write_summary(ledger: Ledger, records: list[RoundRecord], reason: str | None) -> Summary:
+    environment = ledger.environment()
+    assert environment is not None, "the environment is on record before the first commit"
+    summary = Summary(records[0], tuple(records[1:]), reason, bit_exact=not environment["changes"])
+    ledger.write_summary(summary_to_json(summary))
+    return summary
+
+
+def _require_videos(recipe: Recipe, split: Split) -> None:
+    needed = {"fit": split.fit, "test": split.test}
+    if recipe.experiment.stopping.tolerance is not None:
+        needed["selection"] = split.selection
+    for subset, part in needed.items():
+        if not part.videos:
+            raise ValueError(f"experiment.data: the {subset} subset has no videos")

@@ -1,0 +1,190 @@
+"""What is written: the run directory, the only truth of a run (design, section 4, State).
+
+The driver may die at any line. Every file is written atomically, a stage counts as done when its last
+file is there, a round when its commit.json is there and names its parent's result. Finished rounds are
+immutable.
+
+    recipe.yaml, environment.json
+    teacher/       round 0: config.json + model.safetensors, evaluation/, evaluation.json, commit.json
+    rounds/01/     scores/ (plan.json, one Parquet a slice), scores.parquet, decision.json, model/ (bundle),
+                   alignment.parquet, evaluation/, evaluation.json, measured.json, commit.json
+    ray/           storage of the open round's cluster runs
+    summary.json
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pbd_ray.config import Recipe, differences, experiment_hash
+from pbd_ray.search.environment import Environment, exactness_changes
+from pbd_ray.search.hashing import value_hash
+from pbd_ray.search.round_folder import RoundFolder
+from pbd_ray.search.state import TEACHER_ROUND, RoundRecord
+from pbd_ray.search.storage import LedgerError, Storage, one_line
+
+__all__ = ["Ledger", "LedgerError"]
+
+SCRATCH = "ray"
+
+
+class Ledger:
+    """Reads and writes one run directory. Only the driver writes, and only one driver at a time."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    @classmethod
+    def open(cls, run_dir: str | Storage, recipe: Recipe) -> Ledger:
+        """Begin a run in an empty or missing directory, or go on with the one that is there.
+
+        The experiment must be the directory's own; `execution` may differ and is written down anew.
+
+        Raises:
+            LedgerError: another experiment's directory, or one with files but no recipe.yaml.
+        """
+        storage = Storage.at(run_dir) if isinstance(run_dir, str) else run_dir
+        ledger = cls(storage)
+        if storage.exists("recipe.yaml"):
+            changed = differences(ledger.recipe().experiment, recipe.experiment)
+            if changed:
+                more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+                shown = "; ".join(changed[:3])
+                raise LedgerError(f"{storage.uri('recipe.yaml')} holds another experiment: {shown}{more}")
+        elif found := storage.names():
+            raise LedgerError(
+                f"{storage.location} has files ({found[0]}) but no recipe.yaml: not a run directory"
+            )
+        storage.sweep(recursive=False)
+        storage.sweep("teacher")
+        storage.sweep("rounds")
+        text = recipe.to_yaml().encode()
+        if not storage.exists("recipe.yaml") or storage.read("recipe.yaml") != text:
+            storage.write("recipe.yaml", text)
+        return ledger
+
+    @classmethod
+    def existing(cls, run_dir: str | Storage) -> Ledger:
+        """The ledger of a run directory that must be there, for reading.
+
+        Raises:
+            LedgerError: there is no recipe.yaml.
+        """
+        storage = Storage.at(run_dir) if isinstance(run_dir, str) else run_dir
+        if not storage.exists("recipe.yaml"):
+            raise LedgerError(f"{storage.uri('recipe.yaml')} is missing: not a run directory")
+        return cls(storage)
+
+    def round(self, round: int) -> RoundFolder:
+        """The files of a round; round 0 is the teacher."""
+        return RoundFolder(self.storage, round)
+
+    @property
+    def teacher(self) -> RoundFolder:
+        return self.round(TEACHER_ROUND)
+
+    def recipe(self) -> Recipe:
+        """The run's experiment, and the execution of the latest start.
+
+        Raises:
+            LedgerError: recipe.yaml is not a recipe.
+        """
+        name = f"{self.storage.uri('recipe.yaml')}"
+        try:
+            return Recipe.model_validate(yaml.safe_load(self.storage.read("recipe.yaml")))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise LedgerError(f"{name}: not valid YAML: {one_line(error)}") from None
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in problem["loc"]) or "recipe"
+            raise LedgerError(f"{name}: {key}: {problem['msg']}") from None
+
+    def record_environment(self, environment: Environment) -> tuple[str, ...]:
+        """Write down the first start's environment, or what differs from it in this start.
+
+        Returns lines `key: first -> now`; none if this start can end bit for bit as the first would.
+
+        Raises:
+            LedgerError: the annotations or the teacher are not the ones the run began with.
+        """
+        now = environment.to_json()
+        stored = self.environment()
+        if stored is None:
+            self.storage.write_json("environment.json", {"first": now, "changes": []})
+            return ()
+        for key, what in (("data_hash", "annotations"), ("teacher_hash", "teacher's weights")):
+            before = stored["first"][key]
+            if before != now[key]:
+                raise LedgerError(
+                    f"{self.storage.uri('environment.json')}: the {what} are not those the run began with "
+                    f"({key} {before[:12]}, now {now[key][:12]})"
+                )
+        changes = exactness_changes(stored["first"], now)
+        if changes and list(changes) not in stored["changes"]:
+            stored["changes"].append(list(changes))
+            self.storage.write_json("environment.json", stored)
+        return changes
+
+    def environment(self) -> dict[str, Any] | None:
+        """`first`: the environment of the first start; `changes`: what differed in later ones."""
+        value: dict[str, Any] | None = self.storage.read_json("environment.json")
+        return value
+
+    def commit(self, round: int, weights_hash: str) -> RoundRecord:
+        """Close a round for good, chained to the round before.
+
+        Raises:
+            LedgerError: the parent is not committed, or the round is.
+        """
+        parent = self.parent_of(round)
+        if parent is None:
+            raise LedgerError(f"{self.storage.uri(self.round(round - 1).name)} is not committed")
+        folder = self.round(round)
+        folder.write_commit(parent, weights_hash)
+        return folder.read_record()
+
+    def parent_of(self, round: int) -> str | None:
+        """Result of the round before, None if it is open; the teacher's: the experiment on its data."""
+        if round > TEACHER_ROUND:
+            commit = self.round(round - 1).read_commit()
+            return None if commit is None else str(commit["result"])
+        environment = self.environment()
+        assert environment is not None, "the environment is recorded before the teacher is committed"
+        experiment = experiment_hash(self.recipe().experiment)
+        return value_hash({"experiment": experiment, "data": environment["first"]["data_hash"]})
+
+    def committed(self) -> tuple[RoundRecord, ...]:
+        """The committed rounds in order, the teacher first; empty where not even it is committed.
+
+        Raises:
+            LedgerError: a commit does not name its parent's result: the directory was altered.
+        """
+        found: list[RoundRecord] = []
+        while (commit := self.round(len(found)).read_commit()) is not None:
+            folder = self.round(len(found))
+            if commit["parent"] != self.parent_of(folder.round):
+                name = self.storage.uri(f"{folder.name}/commit.json")
+                raise LedgerError(f"{name}: parent is not {before(folder)}")
+            found.append(folder.read_record())
+        return tuple(found)
+
+    def scratch_uri(self) -> str:
+        """Where the cluster may keep what it needs to resume the open round (a path or URI)."""
+        return self.storage.uri(SCRATCH)
+
+    def discard_scratch(self) -> None:
+        """Delete the cluster's storage: after a commit nothing in it is needed."""
+        self.storage.remove_folder(SCRATCH)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        self.storage.write_json("summary.json", summary)
+
+
+def before(folder: RoundFolder) -> str:
+    """What a round's parent must be, in words."""
+    if folder.round == TEACHER_ROUND:
+        return "this experiment on its data"
+    return f"the result of round {folder.round - 1}"

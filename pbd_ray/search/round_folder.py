@@ -1,0 +1,212 @@
+"""The files of one round: which there are, what they hold, and which one says that a stage is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pbd_ray.search import records
+from pbd_ray.search.hashing import bytes_hash, table_hash, value_hash
+from pbd_ray.search.state import (
+    TEACHER_ROUND,
+    Decision,
+    Evaluation,
+    RoundRecord,
+    Slice,
+    SweepKind,
+    SweepTask,
+)
+from pbd_ray.search.storage import LedgerError, Storage
+
+BUNDLE_FILES = ("model.safetensors", "config.json")
+"""In the order they are written: where config.json is, the weights are."""
+
+COMMIT_KEYS = {"round", "parent", "result", "parts", "files"}
+
+
+class RoundFolder:
+    """rounds/NN, or teacher/ for round 0. Once commit.json is there every write is refused."""
+
+    def __init__(self, storage: Storage, round: int) -> None:
+        self.storage = storage
+        self.round = round
+        self.name = "teacher" if round == TEACHER_ROUND else f"rounds/{round:02d}"
+        self._bundle = self.name if round == TEACHER_ROUND else f"{self.name}/model"
+
+    def begun(self) -> bool:
+        """Whether anything of the round is on disk."""
+        return bool(self.storage.names(self.name))
+
+    def read_plan(self, kind: SweepKind) -> tuple[Slice, ...] | None:
+        value = self._read_json(f"{kind}/plan.json")
+        return None if value is None else records.slices_from_json(value)
+
+    def write_plan(self, kind: SweepKind, task: SweepTask, slices: Sequence[Slice]) -> None:
+        self._write_json(f"{kind}/plan.json", records.plan_to_json(task, slices))
+
+    def slices_done(self, kind: SweepKind) -> frozenset[int]:
+        """Indices of the slices on disk."""
+        names = [name.rpartition("/")[2] for name in self._slice_names(kind)]
+        return frozenset(int(name.removesuffix(".parquet")) for name in names)
+
+    def write_slice(self, kind: SweepKind, piece: Slice, table: pa.Table) -> None:
+        self._write_table(f"{kind}/{piece.index:04d}.parquet", table)
+
+    def read_slices(self, kind: SweepKind) -> pa.Table:
+        """All rows of a sweep, grouped by video in the order of ids.
+
+        A video lies in one slice, so how the sweep was sliced does not show.
+        """
+        tables = [self.storage.read_table(name) for name in self._slice_names(kind)]
+        return pa.concat_tables(tables).sort_by("video").combine_chunks()  # Arrow's sort is stable
+
+    def write_decision(self, decision: Decision) -> None:
+        """The scores first, decision.json last: it means that the stage is done."""
+        self._write_table("scores.parquet", records.scores_to_table(decision.scores))
+        self._write_json("decision.json", records.decision_to_json(decision))
+
+    def read_decision(self) -> Decision | None:
+        value = self._read_json("decision.json")
+        if value is None:
+            return None
+        scores = records.scores_from_table(self._read_table("scores.parquet"))
+        return records.decision_from_json(value, scores)
+
+    def write_alignment(
+        self, bundle: Mapping[str, bytes], learning_rate: float | None, epoch: int, curves: pa.Table
+    ) -> None:
+        """The bundle first, alignment.parquet last: it means that the stage is done.
+
+        The learning rate and epoch chosen stand in its schema metadata.
+        """
+        self.write_bundle(bundle)
+        facts = {"learning_rate": json.dumps(learning_rate), "epoch": json.dumps(epoch)}
+        self._write_table("alignment.parquet", curves, facts)
+
+    def read_alignment(self) -> tuple[float | None, int, pa.Table] | None:
+        """(learning rate, epoch, curves), or None where the stage is not done."""
+        if not self.storage.exists(f"{self.name}/alignment.parquet"):
+            return None
+        table = self._read_table("alignment.parquet")
+        facts = table.schema.metadata
+        curves = table.replace_schema_metadata(None)
+        return json.loads(facts[b"learning_rate"]), json.loads(facts[b"epoch"]), curves
+
+    def write_bundle(self, bundle: Mapping[str, bytes]) -> None:
+        """The files of a bundle, config.json last."""
+        assert set(bundle) == set(BUNDLE_FILES), f"a bundle is {BUNDLE_FILES}, got {sorted(bundle)}"
+        for name in BUNDLE_FILES:
+            self._refuse_if_committed(name)
+            self.storage.write(f"{self._bundle}/{name}", bundle[name])
+
+    def read_bundle(self) -> dict[str, bytes] | None:
+        """The files of the round's bundle; None where it is not there yet."""
+        if not self.storage.exists(f"{self._bundle}/config.json"):
+            return None
+        return {name: self.storage.read(f"{self._bundle}/{name}") for name in BUNDLE_FILES}
+
+    def write_evaluation(self, evaluation: Evaluation) -> None:
+        self._write_json("evaluation.json", records.evaluation_to_json(evaluation))
+
+    def read_evaluation(self) -> Evaluation | None:
+        value = self._read_json("evaluation.json")
+        return None if value is None else records.evaluation_from_json(value)
+
+    def write_measured(self, measured: Mapping[str, Any]) -> None:
+        self._write_json("measured.json", dict(measured))
+
+    def read_measured(self) -> dict[str, Any]:
+        """Everything measured and not computed: it enters no `result` hash."""
+        return self._read_json("measured.json") or {}
+
+    def parts(self) -> dict[str, str]:
+        """Hashes of the logical content of the round's files, all but the weights."""
+        parts = {"evaluation": value_hash(self._read_json("evaluation.json"))}
+        if self.round == TEACHER_ROUND:
+            return parts
+        alignment = self.read_alignment()
+        assert alignment is not None, f"{self.name} has no alignment"
+        learning_rate, epoch, curves = alignment
+        return parts | {
+            "scores": table_hash(self._read_table("scores.parquet")),
+            "decision": value_hash(self._read_json("decision.json")),
+            "alignment": value_hash([learning_rate, epoch, table_hash(curves)]),
+        }
+
+    def files(self) -> dict[str, str]:
+        """SHA-256 of the bytes of every file but commit.json, by its name inside the folder."""
+        names = [name for name in self.storage.names(self.name) if name != f"{self.name}/commit.json"]
+        return {name.removeprefix(f"{self.name}/"): bytes_hash(self.storage.read(name)) for name in names}
+
+    def write_commit(self, parent: str, weights_hash: str) -> None:
+        """Close the round for good: one atomic write.
+
+        `result` covers decision, scores, losses, mAP, weights and the parent's result; `files` are byte
+        hashes for `verify`.
+        """
+        parts = self.parts() | {"weights": weights_hash}
+        value = {
+            "round": self.round,
+            "parent": parent,
+            "result": result_hash(self.round, parent, parts),
+            "parts": parts,
+            "files": self.files(),
+        }
+        self._write_json("commit.json", value)
+
+    def read_commit(self) -> dict[str, Any] | None:
+        """The commit; None where the round is open.
+
+        Raises:
+            LedgerError: the file is not a commit.
+        """
+        value: dict[str, Any] | None = self._read_json("commit.json")
+        if value is not None and not (isinstance(value, dict) and value.keys() >= COMMIT_KEYS):
+            raise LedgerError(f"{self.storage.uri(self.name)}/commit.json: not a commit")
+        return value
+
+    def read_record(self) -> RoundRecord:
+        """The round as committed."""
+        commit, evaluation = self.read_commit(), self.read_evaluation()
+        assert commit is not None and evaluation is not None, f"{self.name} is not committed"
+        learning_rate, epoch, curves = self.read_alignment() or (None, None, None)
+        return RoundRecord(
+            round=self.round,
+            parent=commit["parent"],
+            result=commit["result"],
+            evaluation=evaluation,
+            decision=self.read_decision(),
+            learning_rate=learning_rate,
+            epoch=epoch,
+            curves=curves,
+            measured=self.read_measured(),
+        )
+
+    def _slice_names(self, kind: SweepKind) -> list[str]:
+        return [name for name in self.storage.names(f"{self.name}/{kind}") if name.endswith(".parquet")]
+
+    def _read_json(self, name: str) -> Any:
+        return self.storage.read_json(f"{self.name}/{name}")
+
+    def _read_table(self, name: str) -> pa.Table:
+        return self.storage.read_table(f"{self.name}/{name}")
+
+    def _write_json(self, name: str, value: Any) -> None:
+        self._refuse_if_committed(name)
+        self.storage.write_json(f"{self.name}/{name}", value)
+
+    def _write_table(self, name: str, table: pa.Table, facts: Mapping[str, str] | None = None) -> None:
+        self._refuse_if_committed(name)
+        self.storage.write_table(f"{self.name}/{name}", table, facts)
+
+    def _refuse_if_committed(self, name: str) -> None:
+        if self.storage.exists(f"{self.name}/commit.json"):
+            raise LedgerError(f"{self.storage.uri(self.name)} is committed: {name} cannot be written")
+
+
+def result_hash(round: int, parent: str, parts: Mapping[str, str]) -> str:
+    """A round's `result`: its content chained to the rounds before it."""
+    return value_hash({"round": round, "parent": parent, "parts": dict(parts)})

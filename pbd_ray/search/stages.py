@@ -1,0 +1,178 @@
+"""The stages of a round. Each looks into the ledger first and does only what is missing there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from pbd_ray.compression.choice import candidate_scores, choose_block, tied_on_map
+from pbd_ray.config import Recipe, ScoringConfig
+from pbd_ray.data.annotations import Split
+from pbd_ray.search.evaluation import evaluate, interval_between
+from pbd_ray.search.ledger import Ledger
+from pbd_ray.search.round_folder import RoundFolder
+from pbd_ray.search.slices import scoring_videos
+from pbd_ray.search.state import (
+    TEACHER_ROUND,
+    UNDROPPED,
+    AlignTask,
+    CandidateScore,
+    Cost,
+    Criterion,
+    Decision,
+    Evaluation,
+    Interval,
+    Model,
+    Steps,
+    SweepKind,
+    SweepTask,
+    without_block,
+)
+from pbd_ray.search.sweeping import Report, Sweeper, label, measuring
+
+ToBundle = Callable[[Model, Mapping[str, Any]], Mapping[str, bytes]]
+"""Model and facts about its making -> the bundle's files by name."""
+FromBundle = Callable[[Mapping[str, bytes]], Model]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Score and drop, align, evaluate, measure: every argument of `controller.compress`, kept."""
+
+    recipe: Recipe
+    split: Split
+    steps: Steps
+    ledger: Ledger
+    to_bundle: ToBundle
+    from_bundle: FromBundle
+    cost: Callable[[Model], Cost]
+    report: Report
+
+    def decide(self, folder: RoundFolder, student: Model, teacher: Model) -> Decision:
+        """Score the removal of every block of the student and choose the one that goes."""
+        stored = folder.read_decision()
+        if stored is not None:
+            return stored
+        scoring = self.recipe.experiment.scoring
+        blocks = student.kept_blocks
+        scores = self._scores(folder, "scores", student, teacher, scoring.criterion, blocks)
+        # mAP on training videos saturates: what it cannot tell apart is then told by the training loss.
+        tied = tied_on_map(scores, scoring) if _saturated(scores, scoring) else ()
+        if tied:
+            found = self._scores(folder, "tie", student, teacher, "train_loss", tied)
+            losses = {score.block: score.score for score in found if score.block in tied}
+            scores = tuple(replace(score, train_loss=losses.get(score.block)) for score in scores)
+        choice = choose_block(scores, scoring)
+        kept = without_block(student, choice.block).kept_blocks
+        decision = Decision(folder.round, scoring.criterion, choice.block, kept, scores, choice.tie)
+        folder.write_decision(decision)
+        why = f" ({choice.tie})" if choice.tie else ""
+        self.report(f"{label(folder.round)}: drop block {choice.block}{why}")
+        return decision
+
+    def align(self, folder: RoundFolder, decision: Decision, task: AlignTask) -> Model:
+        """The student fine-tuned and merged; as it is where the recipe trains nothing."""
+        if folder.read_alignment() is None:
+            model, learning_rate, epoch, curves = task.student, None, 0, pa.table({})
+            if self.recipe.experiment.alignment.trainable != "none":
+                self.report(f"{label(task.round)}: align, {len(decision.kept_blocks)} blocks")
+                with measuring(folder, "align") as measured:
+                    found = self.steps.align(task)
+                    measured |= found.measured
+                model, curves = found.model, found.curves
+                learning_rate, epoch = found.learning_rate, found.epoch
+            assert model.kept_blocks == decision.kept_blocks, "alignment must keep the student's blocks"
+            facts = {
+                "experiment": self.recipe.experiment.name,
+                "round": task.round,
+                "dropped_block": decision.dropped_block,
+                "learning_rate": learning_rate,
+                "epoch": epoch,
+                "parent_result": task.parent_result,
+            }
+            folder.write_alignment(self.to_bundle(model, facts), learning_rate, epoch, curves)
+        return self.model(folder)
+
+    def evaluate(self, folder: RoundFolder, model: Model) -> Evaluation:
+        """The model on the test videos, read this once; against the teacher but for the teacher itself."""
+        stored = folder.read_evaluation()
+        if stored is not None:
+            return stored
+        experiment, videos = self.recipe.experiment, self.split.test
+        task = SweepTask(_name(folder, "evaluation"), folder.round, model, (), "map", "test")
+        rows = self._sweeper.rows(folder, "evaluation", task, videos)
+        teacher = None if folder.round == TEACHER_ROUND else self.ledger.teacher.read_slices("evaluation")
+        evaluation = evaluate(
+            videos, rows, teacher, experiment.evaluation, experiment.seed, model, self.cost(model)
+        )
+        evaluation = replace(evaluation, selection_interval=self._recovery(folder, model))
+        folder.write_evaluation(evaluation)
+        return evaluation
+
+    def measure_latency(self, folder: RoundFolder, model: Model) -> None:
+        """Once a round, before the stopping rule reads it: a resumed run stops where the first did."""
+        if "latency" not in folder.read_measured():
+            latency = dict(self.steps.latency(model))
+            folder.write_measured(folder.read_measured() | {"latency": latency})
+
+    def model(self, folder: RoundFolder) -> Model:
+        """The model of a round whose bundle is written."""
+        bundle = folder.read_bundle()
+        assert bundle is not None, f"{folder.name} has no bundle"
+        return self.from_bundle(bundle)
+
+    def _recovery(self, folder: RoundFolder, model: Model) -> Interval | None:
+        """The student against the teacher on the selection videos, where `stopping.tolerance` asks for it."""
+        experiment, videos = self.recipe.experiment, self.split.selection
+        margin = experiment.stopping.tolerance
+        if margin is None:
+            return None
+        task = SweepTask(_name(folder, "selection"), folder.round, model, (), "map", "selection")
+        rows = self._sweeper.rows(folder, "selection", task, videos)
+        if folder.round == TEACHER_ROUND:
+            return None
+        teacher = self.ledger.teacher.read_slices("selection")
+        return interval_between(videos, rows, teacher, experiment.evaluation, margin, experiment.seed)
+
+    def _scores(
+        self,
+        folder: RoundFolder,
+        kind: SweepKind,
+        student: Model,
+        teacher: Model,
+        criterion: Criterion,
+        candidates: tuple[int, ...],
+    ) -> tuple[CandidateScore, ...]:
+        experiment = self.recipe.experiment
+        scoring = experiment.scoring
+        # Only alignment terms look at the teacher; a sweep without them should not ship its weights.
+        terms = criterion == "train_loss" and scoring.loss_terms == "total"
+        task = SweepTask(
+            name=_name(folder, kind),
+            round=folder.round,
+            model=student,
+            candidates=candidates,
+            criterion=criterion,
+            subset="fit",
+            teacher=teacher if terms else None,
+        )
+        videos = scoring_videos(self.split.fit, scoring.video_fraction, experiment.seed)
+        rows = self._sweeper.rows(folder, kind, task, videos)
+        scores = candidate_scores(rows, criterion, candidates, experiment, videos)
+        self.steps.scored(task, scores)
+        return scores
+
+    @property
+    def _sweeper(self) -> Sweeper:
+        return Sweeper(self.recipe, self.steps.sweep, self.report)
+
+
+def _saturated(scores: tuple[CandidateScore, ...], scoring: ScoringConfig) -> bool:
+    return any(score.block == UNDROPPED and score.score > scoring.saturation for score in scores)
+
+
+def _name(folder: RoundFolder, kind: SweepKind) -> str:
+    return f"{folder.name.replace('rounds/', 'round-')}-{kind}"

@@ -1,0 +1,154 @@
+"""Files of a run directory on a local disk or an object store, through pyarrow.fs.
+
+Every write is atomic: a reader sees the old content, the new content, or no file. On a file system the
+content goes to a temporary neighbour that is moved into place; an object store's single upload is atomic.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+TEMPORARY = ".tmp-"
+"""In the name of every half-written file; such files count for nothing and are swept on open."""
+
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+
+
+class LedgerError(ValueError):
+    """The run directory cannot be used as asked. The message is one line for the user."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split())
+
+
+class Storage:
+    """Named files under one root. Names are relative and use '/'."""
+
+    def __init__(self, filesystem: fs.FileSystem, root: str, location: str | None = None) -> None:
+        self.filesystem = filesystem
+        self.root = root.rstrip("/")
+        self.location = self.root if location is None else location
+        """As the user wrote it, local paths made absolute."""
+        self._single_put = filesystem.type_name in _OBJECT_STORES
+
+    @classmethod
+    def at(cls, location: str) -> Storage:
+        """Storage at a local path (relative paths too) or a file://, s3://, gs:// URI.
+
+        Raises:
+            LedgerError: the location is not one pyarrow knows, cannot be reached, or is a file.
+        """
+        try:
+            if "://" in location:
+                filesystem, root = fs.FileSystem.from_uri(location)
+            else:
+                location = root = os.path.abspath(os.path.expanduser(location))
+                filesystem = fs.LocalFileSystem()
+            kind = filesystem.get_file_info(root).type if root.strip("/") else fs.FileType.NotFound
+        except (pa.ArrowException, OSError) as error:
+            raise LedgerError(f"run_dir '{location}': {one_line(error)}") from None
+        if not root.strip("/"):
+            raise LedgerError(f"run_dir '{location}' names no directory")
+        if kind == fs.FileType.File:
+            raise LedgerError(f"run_dir '{location}' is a file, not a directory")
+        return cls(filesystem, root, location)
+
+    def uri(self, name: str) -> str:
+        """Path or URI of a name, for those who open it themselves."""
+        path, mark, query = self.location.partition("?")
+        return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+    def names(self, folder: str = "", recursive: bool = True) -> tuple[str, ...]:
+        """All whole files below a folder, sorted; temporary leftovers are left out."""
+        return tuple(name for name in self._all_names(folder, recursive) if TEMPORARY not in name)
+
+    def exists(self, name: str) -> bool:
+        return bool(self.filesystem.get_file_info(self._path(name)).type == fs.FileType.File)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+        """
+        with self.filesystem.open_input_stream(self._path(name), compression=None) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file atomically, over an older one of that name if there is one."""
+        path = self._path(name)
+        if self._single_put:
+            self._put(path, content)
+            return
+        self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        temporary = f"{path}{TEMPORARY}{uuid.uuid4().hex}"
+        self._put(temporary, content)
+        self.filesystem.move(temporary, path)
+
+    def read_json(self, name: str) -> Any:
+        """The value of a JSON file, or None where there is no such file.
+
+        Raises:
+            LedgerError: the file is not JSON.
+        """
+        if not self.exists(name):
+            return None
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise LedgerError(f"{self.uri(name)}: not valid JSON: {one_line(error)}") from None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON value; NaN and infinities, which JSON cannot say, are refused."""
+        self.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+    def read_table(self, name: str) -> pa.Table:
+        """The table of a Parquet file.
+
+        Raises:
+            LedgerError: the file is not Parquet.
+        """
+        try:
+            return pq.read_table(io.BytesIO(self.read(name)))
+        except pa.ArrowException as error:
+            raise LedgerError(f"{self.uri(name)}: not valid Parquet: {one_line(error)}") from None
+
+    def write_table(self, name: str, table: pa.Table, facts: Mapping[str, str] | None = None) -> None:
+        """Write a Parquet file whose schema metadata is `facts` and nothing else."""
+        buffer = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata(dict(facts) if facts else None), buffer)
+        self.write(name, buffer.getvalue())
+
+    def remove_folder(self, folder: str) -> None:
+        """Delete a folder and all in it; nothing happens where there is none."""
+        if self.filesystem.get_file_info(self._path(folder)).type == fs.FileType.Directory:
+            self.filesystem.delete_dir(self._path(folder))
+
+    def sweep(self, folder: str = "", recursive: bool = True) -> None:
+        """Delete the half-written files a killed driver left below a folder."""
+        for name in self._all_names(folder, recursive):
+            if TEMPORARY in name.rpartition("/")[2]:
+                self.filesystem.delete_file(self._path(name))
+
+    def _put(self, path: str, content: bytes) -> None:
+        with self.filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(content)
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def _all_names(self, folder: str, recursive: bool) -> list[str]:
+        selector = fs.FileSelector(self._path(folder), recursive=recursive, allow_not_found=True)
+        found = self.filesystem.get_file_info(selector)
+        return sorted(info.path[len(self.root) + 1 :] for info in found if info.type == fs.FileType.File)

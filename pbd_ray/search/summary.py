@@ -1,0 +1,59 @@
+"""summary.json: the run in one file for people and scripts. Made from the records, never read back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pbd_ray.search.records import interval_to_json, map_to_json
+from pbd_ray.search.state import UNDROPPED, RoundRecord, Summary
+from pbd_ray.search.stopping import LATENCY
+
+
+def summary_to_json(summary: Summary) -> dict[str, Any]:
+    """`teacher`, `rounds` (one entry a committed round), `stop_reason` (None until the end), `bit_exact`."""
+    return {
+        "teacher": _evaluated(summary.teacher),
+        "rounds": [_round(record) for record in summary.rounds],
+        "stop_reason": summary.stop_reason,
+        "bit_exact": summary.bit_exact,
+    }
+
+
+def _round(record: RoundRecord) -> dict[str, Any]:
+    decision = record.decision
+    assert decision is not None, "a round has a decision"
+    scores = {score.block: score.score for score in decision.scores}
+    return {
+        "round": record.round,
+        "dropped_block": decision.dropped_block,
+        "criterion": decision.criterion,
+        "scores": {str(block): _finite(scores[block]) for block in sorted(scores) if block != UNDROPPED},
+        "undropped_score": _finite(scores[UNDROPPED]) if UNDROPPED in scores else None,
+        "tie": decision.tie,
+        "lr": record.learning_rate,
+        "epoch": record.epoch,
+        **_evaluated(record),
+        "interval": interval_to_json(record.evaluation.interval),
+        "selection_interval": interval_to_json(record.evaluation.selection_interval),
+    }
+
+
+def _evaluated(record: RoundRecord) -> dict[str, Any]:
+    evaluation, measured = record.evaluation, record.measured
+    return {
+        "kept_blocks": list(evaluation.kept_blocks),
+        "map": map_to_json(evaluation.map),
+        "average_map": evaluation.average_map,
+        "headline_map": evaluation.headline_map,
+        "macs": evaluation.macs,
+        "params": evaluation.params,
+        "latency_ms": measured["latency"][LATENCY],
+        "seconds": {stage: facts["seconds"] for stage, facts in measured.get("stages", {}).items()},
+        "result": record.result,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN or infinity: a candidate whose loss diverged has no score to show."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,257 @@
+"""The detector against the paper's released modules: same weights, same frames, same numbers.
+
+`mask_input` is off where padded steps matter: the release lets padded frames leak into the head's
+first convolution, and ours, on purpose, does not.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pbd_ray.config import BackboneConfig, DetectorConfig, GridConfig, HeadConfig
+from pbd_ray.detector.detector import Detector, DetectorOutput
+from pbd_ray.detector.losses import (
+    DetectionLosses,
+    assign_targets,
+    detection_losses,
+    diou_loss,
+    focal_loss,
+    updated_normalizer,
+)
+from pbd_ray.detector.points import segments_at, sinusoid_table
+from pbd_ray.detector.pretrained import load_opentad, opentad_key
+from pbd_ray.detector.videomae import VideoMAE
+
+pytestmark = pytest.mark.golden
+
+CONFIG = DetectorConfig(
+    grid=GridConfig(window_frames=64, feature_steps=64, crop_pixels=64),
+    backbone=BackboneConfig(
+        embed_dim=48, depth=6, num_heads=3, position_table_pixels=96, drop_path=0.0, unused_norm=True
+    ),
+    head=HeadConfig(channels=32, drop_path=0.0),
+)
+KEPT = {"teacher": (0, 1, 2, 3, 4, 5), "student": (0, 1, 3, 4, 5)}
+LEVELS = range(6)
+CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Reference:
+    folder: Path
+    seed: int
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        return load_file(self.folder / f"tiny_seed{self.seed}_{name}.safetensors")
+
+    def losses(self, mode: str) -> dict[str, float]:
+        with gzip.open(self.folder / f"tiny_seed{self.seed}_results.json.gz") as file:
+            results: dict[str, Any] = json.load(file)
+        return results["losses"][mode]
+
+
+@pytest.fixture(params=[0, 1], ids=["seed0", "seed1"])
+def reference(shared: Path, request: pytest.FixtureRequest) -> Reference:
+    return Reference(shared / "reference", request.param)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def released(reference: Reference, weights: str, kept: tuple[int, ...], merge_lora: bool = True) -> Detector:
+    """Our detector with their weights, and their leak."""
+    detector = Detector(CONFIG, CLASSES, kept).eval()
+    load_opentad(detector, reference.tensors(f"{weights}_weights"), merge_lora=merge_lora)
+    detector.head.mask_input = False
+    return detector
+
+
+def run(reference: Reference, detector: Detector) -> DetectorOutput:
+    inputs = reference.tensors("inputs")
+    with torch.no_grad():
+        return detector(inputs["frames"][:, 0], inputs["masks"].bool(), with_block_outputs=True)
+
+
+def truth(reference: Reference) -> tuple[list[Tensor], list[Tensor]]:
+    inputs = reference.tensors("inputs")
+    return [inputs[f"gt_segments.{i}"] for i in range(2)], [inputs[f"gt_labels.{i}"] for i in range(2)]
+
+
+def levels_of(outputs: dict[str, Tensor], name: str) -> Tensor:
+    """Their per-level (B, C, T_l) as our (B, P, C)."""
+    return torch.cat([outputs[f"{name}.{level}"] for level in LEVELS], dim=2).transpose(1, 2)
+
+
+def test_position_table(shared: Path) -> None:
+    reference = load_file(shared / "reference" / "unit_losses_posembed.safetensors")
+    close(sinusoid_table(1568, 48)[None], reference["posembed_14"])
+    backbone = VideoMAE(BackboneConfig(embed_dim=48, num_heads=3, depth=1), GridConfig())
+    close(backbone.position_table, reference["posembed_14"])
+    close(backbone.positions(10, 10), reference["posembed_10_bicubic"])
+
+
+def test_position_table_of_the_weights(reference: Reference) -> None:
+    theirs = reference.tensors("teacher_weights")["backbone.model.backbone.pos_embed"]
+    close(Detector(CONFIG, CLASSES).backbone.position_table, theirs)
+
+
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_every_key_is_loaded(reference: Reference, who: str) -> None:
+    tensors = reference.tensors(f"{who}_weights")
+    report = load_opentad(Detector(CONFIG, CLASSES, KEPT[who]), tensors)
+    assert set(report.loaded) == set(tensors)
+    assert report.ignored == {}
+
+
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_block_outputs_and_features(reference: Reference, who: str) -> None:
+    detector = released(reference, who, KEPT[who])
+    output = run(reference, detector)
+    features = reference.tensors("block_features")
+    assert tuple(output.block_outputs) == KEPT[who]
+    for index, tokens in output.block_outputs.items():
+        close(tokens, features[f"{who}.block_out.{index}"])
+    with torch.no_grad():
+        frames = reference.tensors("inputs")["frames"][:, 0]
+        close(detector.backbone(frames), reference.tensors("outputs")[f"{who}.backbone_feat"])
+
+
+def test_attention_half_of_a_block(reference: Reference) -> None:
+    detector = released(reference, "teacher", KEPT["teacher"])
+    block = detector.backbone.blocks["0"]
+    with torch.no_grad():
+        tokens = detector.backbone.embed(reference.tensors("inputs")["frames"][:, 0])
+        middle = tokens + block.attn(block.norm1(tokens))
+    close(middle, reference.tensors("block_features")["teacher.block_mid.0"])
+
+
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_head(reference: Reference, who: str) -> None:
+    detector, outputs = released(reference, who, KEPT[who]), reference.tensors("outputs")
+    mask = reference.tensors("inputs")["masks"].bool()
+    with torch.no_grad():
+        pyramid = detector.head.pyramid(outputs[f"{who}.backbone_feat"], mask)
+        for level, (x, m) in enumerate(pyramid):
+            close(x, outputs[f"{who}.proj.{level}"])
+            assert torch.equal(m, outputs[f"{who}.mask.{level}"].bool())
+        for level, (x, _) in enumerate(detector.head.neck(pyramid)):
+            close(x, outputs[f"{who}.fpn.{level}"])
+    output = run(reference, detector)
+    close(output.logits, levels_of(outputs, f"{who}.cls_logits"))
+    close(output.offsets, levels_of(outputs, f"{who}.reg"))
+    assert torch.equal(output.points, outputs[f"{who}.points"])
+    proposals = segments_at(output.points, output.offsets)
+    for i in range(2):
+        close(proposals[i][output.mask[i]], outputs[f"{who}.proposals.{i}"])
+        close(output.logits[i][output.mask[i]].sigmoid(), outputs[f"{who}.scores.{i}"])
+
+
+def test_masked_input_changes_only_the_padded_sample(reference: Reference) -> None:
+    """The fix: sample 0 has no padding and keeps its numbers, sample 1 loses the leak."""
+    detector = released(reference, "teacher", KEPT["teacher"])
+    leaky = run(reference, detector)
+    detector.head.mask_input = True
+    fixed = run(reference, detector)
+    assert torch.equal(leaky.logits[0], fixed.logits[0])
+    assert (leaky.logits[1] - fixed.logits[1]).abs().max() > 0.01
+
+
+def test_targets(reference: Reference) -> None:
+    outputs = reference.tensors("outputs")
+    segments, labels = truth(reference)
+    targets = assign_targets(outputs["student.points"], segments, labels, CLASSES, 1.5)
+    assert torch.equal(targets.classes, outputs["targets.cls"])
+    close(targets.offsets, outputs["targets.reg"])
+
+
+def losses_of(reference: Reference, training: bool) -> tuple[DetectionLosses, Tensor]:
+    """The student's losses, and the normalizer after the batch."""
+    detector = released(reference, "student", KEPT["student"])
+    output = run(reference, detector.train(training))
+    segments, labels = truth(reference)
+    stored = detector.head.loss_normalizer
+    targets = assign_targets(output.points, segments, labels, CLASSES, CONFIG.head.center_radius)
+    positives = targets.positive(output.mask).sum()
+    if training:
+        stored = updated_normalizer(stored, positives, CONFIG.head.normalizer_momentum)
+        used = stored
+    else:  # the release evaluates with the batch's own positives
+        used = positives.clamp(min=1).float()
+    return detection_losses(output, segments, labels, CONFIG.head, used, targets), stored
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_losses(reference: Reference, mode: str) -> None:
+    losses, normalizer = losses_of(reference, training=mode == "train")
+    expected = reference.losses(mode)
+    assert float(losses.focal) == pytest.approx(expected["cls_loss"], rel=1e-5)
+    assert float(losses.boundary) == pytest.approx(expected["reg_loss"], rel=1e-5)
+    assert int(losses.positives) == expected["num_pos"]
+    assert float(normalizer) == pytest.approx(expected["loss_normalizer_after"], rel=1e-6)
+
+
+def test_unit_losses(shared: Path) -> None:
+    unit = load_file(shared / "reference" / "unit_losses_posembed.safetensors")
+    focal = focal_loss(unit["cls.student_logits"], unit["cls.targets"])
+    close(focal, unit["focal_none"])
+    assert float(focal.sum()) == pytest.approx(float(unit["focal_sum"]), rel=1e-5)
+    diou = diou_loss(unit["seg.pred"], unit["seg.target"])
+    close(diou, unit["diou_none"])
+    assert float(diou.sum()) == pytest.approx(float(unit["diou_sum"]), rel=1e-5)
+    assert float(diou.mean()) == pytest.approx(float(unit["diou_mean"]), rel=1e-5)
+
+
+CANDIDATES = [("cand_2", "student", c) for c in (0, 1, 3, 4, 5)]
+CANDIDATES += [("full_cand", "teacher", c) for c in (0, 1, 2, 3, 4, 5, None)]
+
+
+@pytest.mark.parametrize(("name", "weights", "dropped"), CANDIDATES)
+def test_candidates(reference: Reference, name: str, weights: str, dropped: int | None) -> None:
+    """A block taken out of the student, or of the teacher: features, boundaries and scores."""
+    detector = released(reference, weights, tuple(k for k in KEPT[weights] if k != dropped))
+    outputs = reference.tensors("outputs")
+    key = f"{name}_{'none' if dropped is None else dropped}"
+    with torch.no_grad():
+        features = detector.backbone(reference.tensors("inputs")["frames"][:, 0])
+    close(features, outputs[f"{key}.backbone_feat"])
+    output = run(reference, detector)
+    proposals = segments_at(output.points, output.offsets)
+    for i in range(2):
+        close(proposals[i][output.mask[i]], outputs[f"{key}.proposals.{i}"])
+        close(output.logits[i][output.mask[i]].sigmoid(), outputs[f"{key}.scores.{i}"])
+
+
+def test_head_keys_have_gradients_as_in_the_release(reference: Reference) -> None:
+    """Every parameter of ours has a twin there, and the head's all train."""
+    weights = reference.tensors("teacher_weights")
+    detector = Detector(CONFIG, CLASSES)
+    names = {opentad_key(name) for name in detector.state_dict()}
+    assert names == set(weights)
+    head = {opentad_key(f"head.{name}") for name, _ in detector.head.named_parameters()}
+    assert head <= set(reference.tensors("grads"))
+
+
+@pytest.mark.parametrize("size", ["S", "L"])
+@pytest.mark.parametrize("drops", [0, 1, 2, 3, 4])
+def test_parameter_counts(shared: Path, size: str, drops: int) -> None:
+    counts = json.loads((shared / "reference" / "counts.json").read_text())[f"{size}_drop{drops}"]
+    large = {"embed_dim": 1024, "depth": 24, "num_heads": 16} if size == "L" else {}
+    config = DetectorConfig(backbone=BackboneConfig(unused_norm=True, **large))
+    with torch.device("meta"):
+        detector = Detector(config, CLASSES, range(config.backbone.depth - drops))
+    backbone = {n: p.numel() for n, p in detector.backbone.named_parameters()}
+    assert sum(backbone.values()) == counts["full_backbone"]
+    assert sum(n for name, n in backbone.items() if name.startswith("patch_embed")) == counts["patch_embed"]
+    assert sum(n for name, n in backbone.items() if ".norm" in name) == counts["block_norms"]
+    assert sum(n for name, n in backbone.items() if "fc_norm" in name) == counts["fc_norm_unused"]
+    assert sum(p.numel() for p in detector.head.parameters()) == counts["head_total"]
