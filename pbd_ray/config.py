@@ -26,8 +26,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class ConfigError(ValueError):
-    """A recipe, an override or a path in it is wrong. The message is one line for the user."""
+class UserError(ValueError):
+    """What a user can cause and mend: jobs print the message, one line, and exit with status 2."""
+
+
+class ConfigError(UserError):
+    """A recipe, an override or a path in it is wrong."""
 
 
 class Section(BaseModel):
@@ -231,7 +235,6 @@ class OptimizerConfig(Section):
     ema_decay: Fraction = 0.999
     ema_warmup: bool = False
     """Use min(ema_decay, (1 + t) / (10 + t)): short schedules need it to show what was learned."""
-    autocast: Literal["off", "float16", "bfloat16"] = "off"
     activation_checkpointing: bool = False
 
     @model_validator(mode="after")
@@ -318,7 +321,9 @@ class Experiment(Section):
     """Everything that decides the result; hashed, must match on resume."""
 
     name: str
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+    autocast: Literal["off", "float16", "bfloat16"] = "off"
+    """Precision of matrix products in every forward: training, scoring, evaluation, latency."""
     paper_protocol: bool = False
     """Choose the epoch on test videos as the paper's release does; the report says so."""
     data: DataConfig
@@ -409,7 +414,8 @@ class Recipe(Section):
         return self
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return text
 
 
 def shipped_recipes() -> tuple[str, ...]:
@@ -452,7 +458,9 @@ def experiment_hash(experiment: Experiment) -> str:
 def differences(ours: Experiment, theirs: Experiment) -> tuple[str, ...]:
     """Lines `key: ours -> theirs` for every leaf in which two experiments differ."""
     a, b = dict(_leaves(ours.model_dump(mode="json"))), dict(_leaves(theirs.model_dump(mode="json")))
-    return tuple(f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))
+    return tuple(
+        f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
+    )
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -472,14 +480,24 @@ def _read(name_or_path: str) -> tuple[str, dict[str, Any]]:
             raise ConfigError(
                 f"recipe '{name_or_path}' is neither a file nor one of: {', '.join(shipped_recipes())}"
             )
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{name_or_path}: cannot be read: {' '.join(str(error).split())}") from None
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name_or_path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{name_or_path}: expected a mapping with 'experiment' and 'execution'")
-    return name_or_path, raw
+    # A YAML alias is one object in two places: an override of one must not change the other.
+    return name_or_path, _unshared(raw)
+
+
+def _unshared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unshared(child) for key, child in value.items()}
+    return [_unshared(child) for child in value] if isinstance(value, list) else value
 
 
 def _full_key(key: str) -> str:
@@ -495,7 +513,9 @@ def _assign(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
     *parents, leaf = key.split(".")
     node = raw
     for parent in parents:
-        child = node.setdefault(parent, {})
+        if node.get(parent) is None:
+            node[parent] = {}
+        child = node[parent]
         if not isinstance(child, dict):
             raise ConfigError(f"override '{override}': {parent} is a value, not a section")
         node = child

@@ -42,25 +42,30 @@ class Board:
             return {"reports": len(self._news[candidate]), **self._news[candidate][-1]}
 
 
-class CandidateTrial(tune.Trainable):  # type: ignore[misc]
+class CandidateTrial(tune.Trainable):
     """Reports `score`, `average_map` and `fraction` of the videos seen; done when the score is final."""
 
-    def setup(self, config: dict[str, Any]) -> None:
-        self._board = config["board"]
-        self._start(config)
+    _board: Any
+    _candidate: int
+    _seen: int
+    _latest: dict[str, float]
+
+    def setup(self, config: dict[str, Any], board: Any = None) -> None:
+        self._board = board
+        self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._start(new_config)
+        self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        report = ray.get(self._board.read.remote(self._candidate, self._seen))
-        if report is not None:
-            self._seen = int(report.pop("reports"))
-            self._last = report
-        return {**self._last, "done": bool(self._last.get("final"))}
+        news = ray.get(self._board.read.remote(self._candidate, self._seen))
+        if news is not None:
+            self._seen = int(news.pop("reports"))
+            self._latest = news
+        return {**self._latest, "done": bool(self._latest.get("final"))}
 
-    def _start(self, config: dict[str, Any]) -> None:
-        self._candidate: int = config["block"]
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._candidate = config["block"]
         self._seen = 0
-        self._last: dict[str, float] = {"fraction": 0.0}
+        self._latest = {"fraction": 0.0}

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from pbd_ray.cluster.session import worker_capacity, worker_resources
-from pbd_ray.config import Execution, Experiment
+from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Annotations, Video
 from pbd_ray.search.state import Model, Slice, SweepTask
 
@@ -35,8 +35,7 @@ class WorkersLost(RuntimeError):
 class WorkerSpec:
     """What every worker of a run needs to know; sent once, when it starts."""
 
-    experiment: Experiment
-    execution: Execution
+    recipe: Recipe
     num_classes: int
     videos: Mapping[str, Video]
 
@@ -47,9 +46,12 @@ class ScoringWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         import torch
 
+        from pbd_ray.data.source import local_source
+
         self._spec = spec
-        self._device = torch.device(spec.execution.device)
-        torch.set_num_threads(spec.execution.threads_per_worker)
+        self._device = torch.device(spec.recipe.execution.device)
+        self._source = local_source(spec.recipe)
+        torch.set_num_threads(spec.recipe.execution.threads_per_worker)
 
     def load(self, task: SweepTask, student: Model, teacher: Model | None) -> None:
         """Take over the models of a sweep."""
@@ -57,12 +59,12 @@ class ScoringWorker:
 
         spec = self._spec
         self._job = ScoringJob(
-            experiment=spec.experiment,
+            experiment=spec.recipe.experiment,
             criterion=task.criterion,
             candidates=task.candidates,
             round=task.round,
-            data_root=spec.execution.data_root or "",
-            window_batch=spec.execution.window_batch,
+            source=self._source,
+            window_batch=spec.recipe.execution.window_batch,
             device=self._device,
         )
         self._student = self._detector(student)
@@ -77,29 +79,33 @@ class ScoringWorker:
 
     def latency(self, model: Model) -> dict[str, float]:
         """Milliseconds of one window through the detector, with this worker's resources."""
+        from pbd_ray.compression.precision import autocast_context
         from pbd_ray.metrics.cost import measure_latency
 
-        measured = measure_latency(
-            self._detector(model), warmup=_LATENCY_WARMUP, repeats=_LATENCY_REPEATS, device=self._device
-        )
+        with autocast_context(self._spec.recipe.experiment.autocast, self._device):
+            measured = measure_latency(
+                self._detector(model), warmup=_LATENCY_WARMUP, repeats=_LATENCY_REPEATS, device=self._device
+            )
         return {"p50_ms": measured.p50_ms, "p95_ms": measured.p95_ms}
 
     def host(self) -> str:
-        return ray.util.get_node_ip_address()
+        return str(ray.util.get_node_ip_address())
 
     def _detector(self, model: Model) -> Any:
         from pbd_ray.compression.blocks import to_detector
 
-        return to_detector(model, self._spec.experiment.detector, self._spec.num_classes).to(self._device)
+        return to_detector(model, self._spec.recipe.experiment.detector, self._spec.num_classes).to(
+            self._device
+        )
 
 
 class ScoringPool:
     """The driver's side: starts workers, hands out slices, replaces the dead."""
 
-    def __init__(self, experiment: Experiment, execution: Execution, annotations: Annotations) -> None:
+    def __init__(self, recipe: Recipe, annotations: Annotations) -> None:
         videos = {video.id: video for video in annotations.videos}
-        self._execution = execution
-        self._spec = ray.put(WorkerSpec(experiment, execution, len(annotations.classes), videos))
+        self._execution = recipe.execution
+        self._spec = ray.put(WorkerSpec(recipe, len(annotations.classes), videos))
         self._workers: list[Any] = []
 
     def run(
@@ -210,7 +216,7 @@ class _Sweep:
         self.retries += 1
         if self._attempts[piece.index] > self._allowed:
             raise WorkersLost(
-                f"{self._task.name}: slice {piece.index} lost its worker {self._attempts[piece.index]} times: "
+                f"{self._task.name}: slice {piece.index} took down {self._attempts[piece.index]} workers: "
                 f"{' '.join(str(error).split())[:300]}"
             ) from None
         self._waiting.appendleft(piece)

@@ -29,7 +29,7 @@ class CandidateTrials:
 
     def __init__(self, name: str, candidates: Sequence[int], storage: str) -> None:
         self._candidates = tuple(candidates)
-        self._board = ray.remote(Board).options(num_cpus=0, resources={HEAD_RESOURCE: 0.001}).remote()
+        self._board: Any = ray.remote(Board).options(num_cpus=0, resources={HEAD_RESOURCE: 0.001}).remote()
         trainable = tune.with_parameters(CandidateTrial, board=self._board)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {HEAD_RESOURCE: 0.001}),

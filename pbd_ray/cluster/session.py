@@ -22,7 +22,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.state import list_placement_groups
 
 import pbd_ray
-from pbd_ray.config import Execution
+from pbd_ray.config import Execution, UserError
 
 # Read by Ray Train's controller. A fit starts and ends some 10 s sooner than with Ray's defaults, which
 # poll every few seconds; a user's own values win.
@@ -36,7 +36,7 @@ _LOCAL_OBJECT_STORE_BYTES = 500_000_000
 HEAD_RESOURCE = "node:__internal_head__"
 
 
-class ResourcesError(ValueError):
+class ResourcesError(UserError):
     """The cluster cannot ever give what the recipe asks for, or did not within the deadline."""
 
 
@@ -136,7 +136,7 @@ def _largest_node() -> str:
 
 def _autoscaler_runs() -> bool:
     """Whether more nodes may come: the autoscaler writes its status only where it runs."""
-    from ray.experimental.internal_kv import _internal_kv_get  # noqa: PLC0415
+    from ray.experimental.internal_kv import _internal_kv_get
 
     return bool(_internal_kv_get(b"__autoscaling_status_legacy")) or bool(
         _internal_kv_get(b"__autoscaling_status")

@@ -15,7 +15,8 @@ from pbd_ray.compression.choice import CandidateScore
 from pbd_ray.compression.jobs import alignment_job, teacher_job
 from pbd_ray.config import Recipe, experiment_hash
 from pbd_ray.data.annotations import Split
-from pbd_ray.search.state import Alignment, AlignTask, Model, Slice, Steps, SweepTask
+from pbd_ray.data.source import local_source
+from pbd_ray.search.state import Alignment, AlignTask, Slice, Steps, SweepTask
 
 Say = Callable[[str], None]
 
@@ -38,15 +39,14 @@ def cluster_steps(recipe: Recipe, split: Split, storage: str, say: Say) -> Itera
 
 def fit_teacher(recipe: Recipe, split: Split, storage: str, say: Say) -> Alignment:
     """Fit the uncompressed detector with Ray Train; a grid of one learning rate."""
-    job = teacher_job(recipe, split)
+    job = teacher_job(recipe, split, local_source(recipe))
     name = f"teacher-{experiment_hash(recipe.experiment)[:8]}"
-    return sweep_learning_rates(job, job.config.learning_rates, name, storage, recipe.execution, say)
+    return sweep_learning_rates(job, job.config.learning_rates, name, storage, recipe, say)
 
 
 class _Cluster:
     def __init__(self, recipe: Recipe, split: Split, storage: str, say: Say) -> None:
-        everything = split.everything()
-        self.pool = ScoringPool(recipe.experiment, recipe.execution, everything)
+        self.pool = ScoringPool(recipe, split.everything())
         self._recipe, self._split, self._storage, self._say = recipe, split, storage, say
         self._trials: CandidateTrials | None = None
 
@@ -74,7 +74,9 @@ class _Cluster:
     def align(self, task: AlignTask) -> Alignment:
         self.pool.release()
         recipe = self._recipe
-        job = alignment_job(recipe, self._split, task.round, task.student, task.teacher)
+        # Every worker opens the videos by itself: this node's source is only a placeholder.
+        source = local_source(recipe)
+        job = alignment_job(recipe, self._split, source, task.round, task.student, task.teacher)
         # Ray Train resumes any run of the same name: the name holds all that decides the run.
         identity = f"{experiment_hash(recipe.experiment)[:8]}-{task.parent_result[:8]}"
         return sweep_learning_rates(
@@ -82,7 +84,7 @@ class _Cluster:
             recipe.experiment.alignment.learning_rates,
             f"round-{task.round:02d}-{identity}",
             self._storage,
-            recipe.execution,
+            recipe,
             self._say,
         )
 

@@ -22,8 +22,11 @@ import torch.distributed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pbd_ray.compression.epochs import EpochReport, FineTuneJob, run_epochs
+from pbd_ray.compression.epochs import EpochReport, run_epochs
 from pbd_ray.compression.finetune import Diverged, LossTerms
+from pbd_ray.compression.jobs import FineTuneJob
+from pbd_ray.config import Recipe
+from pbd_ray.data.source import local_source
 
 STATE, HISTORY = "state.safetensors", "history.json"
 
@@ -57,12 +60,16 @@ def train_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: `job`, a reference to the FineTuneJob that all learning rates share, this run's
-            `learning_rate` and `grid_index`, and `threads`.
+            `learning_rate` and `grid_index`, and the `recipe`.
     """
-    torch.set_num_threads(config["threads"])
+    recipe: Recipe = config["recipe"]
+    torch.set_num_threads(recipe.execution.threads_per_worker)
     shared: FineTuneJob = ray.get(config["job"])
     job = dataclasses.replace(
-        shared, learning_rate=config["learning_rate"], grid_index=config["grid_index"]
+        shared,
+        learning_rate=config["learning_rate"],
+        grid_index=config["grid_index"],
+        source=local_source(recipe),
     )
     context = ray.train.get_context()
     device = ray.train.torch.get_device()

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pbd_ray.compression.blocks import Model
-from pbd_ray.compression.finetune import Collective, FineTuning, LossTerms, OneProcess
+from pbd_ray.compression.finetune import ONE_PROCESS, Collective, FineTuning, LossTerms
 from pbd_ray.compression.jobs import FineTuneJob
+from pbd_ray.compression.precision import autocast_context
 from pbd_ray.compression.scoring import detect_video
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Video
 from pbd_ray.data.source import training_batch
@@ -46,7 +47,7 @@ def run_epochs(
     job: FineTuneJob,
     *,
     device: torch.device = torch.device("cpu"),
-    collective: Collective = OneProcess(),
+    collective: Collective = ONE_PROCESS,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     history: Sequence[EpochReport] = (),
     state: Mapping[str, Tensor] | None = None,
@@ -91,7 +92,7 @@ def run_epochs(
 
 def finished_model(job: FineTuneJob, state: Mapping[str, Tensor]) -> Model:
     """The best model of a run, LoRA merged, from the state of its last epoch."""
-    tuning = _tuning(job, torch.device("cpu"), OneProcess(), lambda module: module)
+    tuning = _tuning(job, torch.device("cpu"), ONE_PROCESS, lambda module: module)
     tuning.load_state(state)
     return tuning.best_model()
 
@@ -167,6 +168,7 @@ def _tuning(
         job.learning_rate,
         len(epoch_batches(job, 0)),
         (job.experiment.seed, job.round, job.grid_index),
+        autocast=job.experiment.autocast,
         device=device,
         collective=collective,
         wrap=wrap,
@@ -187,7 +189,8 @@ def _train(job: FineTuneJob, tuning: FineTuning, epoch: int, collective: Collect
 def _selection_map(job: FineTuneJob, tuning: FineTuning, collective: Collective) -> tuple[float, float]:
     """Headline and average mAP of the EMA student on the selection videos, shared over the ranks."""
     tables = [DETECTION_SCHEMA.empty_table()]
-    with tuning.ema_student() as student:
+    precision = autocast_context(job.experiment.autocast, tuning.device)
+    with tuning.ema_student() as student, precision:
         for video in job.selection.videos[collective.rank :: collective.world_size]:
             tables.append(detect_video(student, video, job.source, job.window_batch, tuning.device))
     detections = collective.gather(pa.concat_tables(tables))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pbd_ray.compression.alignment import alignment_terms
 from pbd_ray.compression.blocks import Model, from_detector, to_detector
 from pbd_ray.compression.lora import merge_lora, prepare_student
+from pbd_ray.compression.precision import Autocast, autocast_context
 from pbd_ray.compression.schedule import ema_decay, learning_rate
 from pbd_ray.config import AlignmentConfig, DetectorConfig
 from pbd_ray.data.dataset import WindowBatch
@@ -41,8 +42,10 @@ class Diverged(ValueError):
 class Collective(Protocol):
     """What the loop needs of the other ranks."""
 
-    rank: int
-    world_size: int
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks, on every rank."""
@@ -63,6 +66,9 @@ class OneProcess:
 
     def gather(self, table: pa.Table) -> pa.Table:
         return table
+
+
+ONE_PROCESS = OneProcess()
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,9 @@ class FineTuning:
         steps_per_epoch: int,
         seed_key: tuple[int, ...],
         *,
+        autocast: Autocast = "off",
         device: torch.device = torch.device("cpu"),
-        collective: Collective = OneProcess(),
+        collective: Collective = ONE_PROCESS,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
         self.config = config
@@ -115,7 +122,8 @@ class FineTuning:
             self.teacher.requires_grad_(False)
         self.wrapped = wrap(self.student)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.student, config))
-        half = config.optimizer.autocast == "float16" and device.type == "cuda"
+        self.autocast = autocast
+        half = autocast == "float16" and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.step = 0
         self.ema = {name: value.detach().clone() for name, value in self._trained().items()}
@@ -219,7 +227,7 @@ class FineTuning:
     def _losses(self, batch: WindowBatch, counts: _Counts) -> tuple[Tensor, ...]:
         """This micro-batch's share of every global loss term, the total last."""
         config, head = self.config, self.student.config.head
-        with self._autocast():
+        with autocast_context(self.autocast, self.device):
             output = self.wrapped(batch.frames, batch.mask, with_block_outputs=config.feature_loss)
             guide = self._guide(batch)
         targets = self._targets(batch)
@@ -275,12 +283,6 @@ class FineTuning:
         decay = ema_decay(self.step, self.config.optimizer)
         for name, value in self._trained().items():
             self.ema[name].lerp_(value.detach(), 1 - decay)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        kind = self.config.optimizer.autocast
-        if kind == "off":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, kind))
 
     def _maybe_no_sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         no_sync = getattr(self.wrapped, "no_sync", None)

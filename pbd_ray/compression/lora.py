@@ -74,7 +74,8 @@ def _add_lora(detector: Detector, rank: int, generator: torch.Generator) -> None
     inject_adapter_in_model(config, detector.backbone, adapter_name=_ADAPTER)
     with torch.no_grad():
         for _, _, layer in _lora_layers(detector):
-            factor_a, factor_b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+            factor_a = layer.lora_A.get_parameter(f"{_ADAPTER}.weight")
+            factor_b = layer.lora_B.get_parameter(f"{_ADAPTER}.weight")
             noise = torch.randn(factor_a.shape, generator=generator)
             factor_a.copy_(noise / math.sqrt(rank))
             factor_b.zero_()

@@ -20,6 +20,7 @@ import torch
 
 from pbd_ray.compression.alignment import alignment_terms
 from pbd_ray.compression.blocks import UNDROPPED
+from pbd_ray.compression.precision import autocast_context
 from pbd_ray.config import Experiment
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Video
 from pbd_ray.data.dataset import WindowBatch
@@ -59,15 +60,17 @@ def score_videos(
         mean loss of the candidate's subnet, or mean squared difference between the input and output
         of the candidate block.
     """
-    if job.criterion == "map":
-        return _concat([_detections(job, student, video) for video in videos], CANDIDATE_DETECTION_SCHEMA)
-    measure = _training_losses if job.criterion == "train_loss" else _block_changes
-    rows = [
-        {"video": video.id, "candidate": candidate, "value": value}
-        for video in videos
-        for candidate, value in measure(job, student, teacher, video).items()
-    ]
-    return pa.Table.from_pylist(rows, schema=VALUE_SCHEMA)
+    with autocast_context(job.experiment.autocast, job.device):
+        if job.criterion == "map":
+            tables = [_detections(job, student, video) for video in videos]
+            return pa.concat_tables([CANDIDATE_DETECTION_SCHEMA.empty_table(), *tables])
+        measure = _training_losses if job.criterion == "train_loss" else _block_changes
+        rows = [
+            {"video": video.id, "candidate": candidate, "value": value}
+            for video in videos
+            for candidate, value in measure(job, student, teacher, video).items()
+        ]
+        return pa.Table.from_pylist(rows, schema=VALUE_SCHEMA)
 
 
 def fused_outputs(
@@ -167,10 +170,6 @@ def _block_changes(
             tokens = changed
         windows += len(batch.mask)
     return {block: value / windows for block, value in sums.items()}
-
-
-def _concat(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables([schema.empty_table(), *tables])
 
 
 def detect_video(

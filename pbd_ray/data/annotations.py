@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pbd_ray.config import DataConfig
+from pbd_ray.config import DataConfig, UserError
 
 if TYPE_CHECKING:
     from pbd_ray.data.video import VideoProbe
@@ -40,7 +40,7 @@ LARGEST = 1e9
 """Beyond this a number of seconds, frames or score is a broken file; int64 and float64 stay exact below."""
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """An annotation or detection file, or what a recipe asks of it, is wrong. One line for the user."""
 
 
@@ -181,7 +181,9 @@ def split(annotations: Annotations, data_config: DataConfig, seed: int) -> Split
         if subset is None:
             continue
         if subset in taken:
-            raise AnnotationError(f"data.{key}: {subset!r} is data.{taken[subset]} too; parts share no videos")
+            raise AnnotationError(
+                f"data.{key}: {subset!r} is data.{taken[subset]} too; parts share no videos"
+            )
         taken[subset] = key
     fit = annotations.subset(data_config.fit_subset)
     if data_config.selection_subset is None:

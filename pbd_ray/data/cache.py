@@ -75,7 +75,7 @@ class CachedFrames:
     frames: npt.NDArray[np.uint8]
 
     def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Frames `indices`, in any order and with repeats, as (T, H, W, 3) RGB; all must be among `wanted`."""
+        """Frames `indices`, all among `wanted`, in any order and with repeats, as (T, H, W, 3) RGB."""
         places = np.searchsorted(self.wanted, indices)
         assert np.array_equal(self.wanted[places], indices), "a frame that was not among the wanted ones"
         return self.frames[places]
@@ -83,6 +83,6 @@ class CachedFrames:
 
 def _key(path: str, short_side: int, wanted: npt.NDArray[np.int64]) -> str:
     """Changes with the file (name, size, time of change), the size and the frames."""
-    stat = os.stat(path)
-    text = f"{os.path.abspath(path)}|{stat.st_size}|{stat.st_mtime_ns}|{short_side}|"
+    stat = Path(path).stat()
+    text = f"{Path(path).absolute()}|{stat.st_size}|{stat.st_mtime_ns}|{short_side}|"
     return hashlib.sha256(text.encode() + wanted.tobytes()).hexdigest()[:32]

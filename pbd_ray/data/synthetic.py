@@ -28,7 +28,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from pbd_ray.config import SyntheticConfig
+from pbd_ray.config import SyntheticConfig, UserError
 from pbd_ray.data.annotations import Annotations, Video
 
 CLASSES = ("fall", "grow", "rise", "shrink")
@@ -52,7 +52,7 @@ _SHAPES = ("disc", "square", "diamond")
 Floats = NDArray[np.float32]
 
 
-class SyntheticError(ValueError):
+class SyntheticError(UserError):
     """The configuration cannot be drawn, or the directory holds something else. One line."""
 
 

@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# torch must be loaded before decord: decord opens every NVIDIA library that pip installed beside torch,
+# and libnvblas, loaded first, takes over torch's CPU matrix products and crashes in them.
+import torch  # noqa: F401  # isort: skip
 import decord
 import numpy as np
 import numpy.typing as npt
+
+from pbd_ray.config import UserError
 
 decord.logging.set_level(decord.logging.QUIET)  # ffmpeg's own lines would flood a job log
 
@@ -24,7 +29,7 @@ LONGEST_SECONDS = 1e7
 """Time stamps beyond this are decord's way of saying that the file has none."""
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video file cannot be used. One line for the user."""
 
 

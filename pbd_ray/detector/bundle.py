@@ -21,7 +21,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from pbd_ray.config import DetectorConfig
+from pbd_ray.config import DetectorConfig, UserError
 from pbd_ray.detector.detector import Detector
 
 CONFIG_FILE = "config.json"
@@ -30,7 +30,7 @@ FILES = (CONFIG_FILE, WEIGHTS_FILE)
 FORMAT_VERSION = 1
 
 
-class BundleError(ValueError):
+class BundleError(UserError):
     """A bundle cannot be read or written. The message is one line for the user."""
 
 

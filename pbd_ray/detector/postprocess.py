@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pbd_ray.config import GridConfig, PostprocessConfig
+from pbd_ray.config import GridConfig, PostprocessConfig, UserError
 from pbd_ray.data.annotations import DETECTION_SCHEMA
 from pbd_ray.data.windows import Window, grid_to_seconds
 from pbd_ray.detector.detector import DetectorOutput
@@ -31,7 +31,7 @@ VOTING_ELEMENTS = 4_000_000
 """Overlap matrix elements segment voting holds at a time."""
 
 
-class ClassifierError(ValueError):
+class ClassifierError(UserError):
     """An external video classifier does not fit the detections. The message is one line."""
 
 

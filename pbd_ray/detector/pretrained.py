@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pbd_ray.config import UserError
 from pbd_ray.detector.detector import Detector
 from pbd_ray.detector.videomae import VideoMAE
 
 Tensors = Mapping[str, Tensor]
 
 
-class PretrainedError(ValueError):
+class PretrainedError(UserError):
     """A weight file does not fit the detector. The message is one line for the user."""
 
 

@@ -209,20 +209,33 @@ def measured_macs(detector: DetectorLike) -> Macs:
 
 def measure_latency(
     model: Callable[[Tensor, Tensor], object],
-    frames: Tensor,
-    mask: Tensor,
+    frames: Tensor | None = None,
+    mask: Tensor | None = None,
     warmup: int = 2,
     repeats: int = 10,
+    device: str | torch.device = "cpu",
 ) -> Latency:
     """Time `model(frames, mask)` in inference mode; a module is timed in eval mode and put back.
 
     Args:
-        model: a `Detector`, or any function of the same arguments.
-        frames: (B, 3, T, H, W); mask: (B, feature_steps) bool, on the device to measure.
+        model: a `Detector`, or, where frames and mask are given, any function of the same arguments.
+        frames: (B, 3, T, H, W); mask: (B, feature_steps) bool, on the device to measure. Both None:
+            one full grey window of the detector's grid on `device`, where the detector must lie.
         warmup: calls before the first that counts.
+
+    Raises:
+        ValueError: fewer than 1 repeats, or 0 > warmup.
     """
-    if repeats < 1:
-        raise ValueError(f"latency repeats is {repeats}, expected at least 1")
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"latency repeats is {repeats} and warmup {warmup}, expected at least 1 and 0")
+    if frames is None or mask is None:
+        assert frames is None and mask is None, "give both frames and mask, or neither"
+        config = getattr(model, "config", None)
+        assert isinstance(config, DetectorConfig), "only a detector knows its own window"
+        grid = config.grid
+        shape = (1, 3, grid.window_frames, grid.crop_pixels, grid.crop_pixels)
+        frames = torch.full(shape, 128, dtype=torch.uint8, device=device)
+        mask = torch.ones((1, grid.feature_steps), dtype=torch.bool, device=device)
     was_training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pbd_ray.config import UserError
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -22,7 +24,7 @@ PAIR_CHUNK = 1_000_000
 """(detection, instance) pairs whose overlap is computed at a time."""
 
 
-class MetricError(ValueError):
+class MetricError(UserError):
     """Ground truth or detections cannot be scored. The message is one line."""
 
 

@@ -55,6 +55,9 @@ def table_hash(table: pa.Table) -> str:
     columns = {name: _plain(table.column(name).combine_chunks()) for name in sorted(table.column_names)}
     digest = hashlib.sha256()
     _feed(digest, str(table.num_rows).encode())
+    for name, column in columns.items():
+        if not _is_string(column.type) and not _is_number(column.type):
+            raise TypeError(f"cannot hash column '{name}' of type {column.type}")
     order = pc.sort_indices(pa.table(columns), [(name, "ascending") for name in columns]) if columns else None
     for name, column in columns.items():
         _feed(digest, name.encode())
@@ -92,18 +95,22 @@ def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def _feed_column(digest: hashlib._Hash, column: pa.Array) -> None:
     kind = column.type
-    nulls = column.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_string(kind):
         texts = [None if text is None else text.encode() for text in column.to_pylist()]
         lengths = np.array([-1 if text is None else len(text) for text in texts], dtype=np.int64)
         _feed(digest, b"string")
         _feed(digest, _array_bytes(lengths))
         _feed(digest, b"".join(text for text in texts if text is not None))
-    elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        zero = pa.scalar(False if pa.types.is_boolean(kind) else 0, kind)
-        values = column.fill_null(zero).to_numpy(zero_copy_only=False)
-        _feed(digest, str(kind).encode())
-        _feed(digest, _array_bytes(nulls))
-        _feed(digest, _array_bytes(values))
     else:
-        raise TypeError(f"cannot hash a column of type {kind}")
+        zero = pa.scalar(False if pa.types.is_boolean(kind) else 0, kind)
+        _feed(digest, str(kind).encode())
+        _feed(digest, _array_bytes(column.is_null().to_numpy(zero_copy_only=False)))
+        _feed(digest, _array_bytes(column.fill_null(zero).to_numpy(zero_copy_only=False)))
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))

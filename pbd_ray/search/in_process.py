@@ -13,16 +13,18 @@ from pbd_ray.compression.blocks import Model, to_detector
 from pbd_ray.compression.epochs import EpochReport, choose_run, curves_table, run_epochs
 from pbd_ray.compression.finetune import Diverged
 from pbd_ray.compression.jobs import FineTuneJob, alignment_job
+from pbd_ray.compression.precision import autocast_context
 from pbd_ray.compression.scoring import ScoringJob, score_videos
 from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Split
+from pbd_ray.data.source import VideoSource
 from pbd_ray.metrics.cost import measure_latency
 from pbd_ray.search.state import Alignment, AlignTask, Slice, Steps, SweepTask
 
 Say = Callable[[str], None]
 
 
-def in_process_steps(recipe: Recipe, split: Split, say: Say) -> Steps:
+def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say) -> Steps:
     """Steps that run one after the other, right here."""
     torch.set_num_threads(recipe.execution.threads_per_worker)
     videos = {video.id: video for video in split.everything().videos}
@@ -40,7 +42,7 @@ def in_process_steps(recipe: Recipe, split: Split, say: Say) -> Steps:
             criterion=task.criterion,
             candidates=task.candidates,
             round=task.round,
-            data_root=recipe.execution.data_root or "",
+            source=source,
             window_batch=recipe.execution.window_batch,
             device=device,
         )
@@ -51,11 +53,12 @@ def in_process_steps(recipe: Recipe, split: Split, say: Say) -> Steps:
         return {}
 
     def align(task: AlignTask) -> Alignment:
-        job = alignment_job(recipe, split, task.round, task.student, task.teacher)
+        job = alignment_job(recipe, split, source, task.round, task.student, task.teacher)
         return fit_grid(job, recipe.experiment.alignment.learning_rates, say)
 
     def latency(model: Model) -> Mapping[str, float]:
-        measured = measure_latency(detector(model), device=device)
+        with autocast_context(recipe.experiment.autocast, device):
+            measured = measure_latency(detector(model), device=device)
         return {"p50_ms": measured.p50_ms, "p95_ms": measured.p95_ms}
 
     return Steps(sweep=sweep, align=align, latency=latency)
@@ -73,7 +76,8 @@ def fit_grid(job: FineTuneJob, learning_rates: Sequence[float], say: Say) -> Ali
     for index, rate in enumerate(learning_rates):
         history: list[EpochReport] = []
         try:
-            for report, tuning in run_epochs(replace(job, learning_rate=rate, grid_index=index)):
+            for report, run in run_epochs(replace(job, learning_rate=rate, grid_index=index)):
+                tuning = run
                 history.append(report)
                 say(f"learning rate {rate:.3g}: epoch {report.epoch + 1}, loss {report.losses.total:.4f}")
         except Diverged as reason:

@@ -46,6 +46,23 @@ class Ledger:
         Raises:
             LedgerError: another experiment's directory, or one with files but no recipe.yaml.
         """
+        ledger = cls.refuse_other(run_dir, recipe)
+        storage = ledger.storage
+        storage.sweep(recursive=False)
+        storage.sweep("teacher")
+        storage.sweep("rounds")
+        text = recipe.to_yaml().encode()
+        if not storage.exists("recipe.yaml") or storage.read("recipe.yaml") != text:
+            storage.write("recipe.yaml", text)
+        return ledger
+
+    @classmethod
+    def refuse_other(cls, run_dir: str | Storage, recipe: Recipe) -> Ledger:
+        """The checks of `open` alone: nothing is written.
+
+        Raises:
+            LedgerError: as `open`.
+        """
         storage = Storage.at(run_dir) if isinstance(run_dir, str) else run_dir
         ledger = cls(storage)
         if storage.exists("recipe.yaml"):
@@ -58,12 +75,6 @@ class Ledger:
             raise LedgerError(
                 f"{storage.location} has files ({found[0]}) but no recipe.yaml: not a run directory"
             )
-        storage.sweep(recursive=False)
-        storage.sweep("teacher")
-        storage.sweep("rounds")
-        text = recipe.to_yaml().encode()
-        if not storage.exists("recipe.yaml") or storage.read("recipe.yaml") != text:
-            storage.write("recipe.yaml", text)
         return ledger
 
     @classmethod

@@ -17,13 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from pbd_ray.config import UserError
+
 TEMPORARY = ".tmp-"
 """In the name of every half-written file; such files count for nothing and are swept on open."""
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
-class LedgerError(ValueError):
+class LedgerError(UserError):
     """The run directory cannot be used as asked. The message is one line for the user."""
 
 

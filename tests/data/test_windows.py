@@ -69,7 +69,9 @@ def test_inference_windows_are_the_release_s_without_its_repeats(
         theirs = [row for row in golden["overlap_0.5_test"] if row["video"] == name]
         starts = [row["window_start_frame"] for row in theirs]
         assert (len(set(starts)) < len(starts)) == (name in golden["videos_with_duplicated_window"])
-        distinct = [row for index, row in enumerate(theirs) if row["window_start_frame"] not in starts[:index]]
+        distinct = [
+            row for index, row in enumerate(theirs) if row["window_start_frame"] not in starts[:index]
+        ]
         ours = inference_windows(video, GridConfig())
         keys = ("window_start_frame", "valid", "first_frame", "last_frame", "n_frames")
         assert [
@@ -150,7 +152,7 @@ def test_training_targets_name_the_annotated_seconds() -> None:
             window = training_window(video, grid, np.random.default_rng(seed))
             found = grid_to_seconds(window.segments, window, grid)
             assert len(found) == 1
-            # At least 3/4 of it is inside, where it was annotated; rounded down to a frame, as the release does.
+            # At least 3/4 of it is inside, where it was annotated, rounded down to a frame.
             assert found[0, 0] >= 60 - 1 / 30 - 1e-6 and found[0, 1] <= 64 + 1e-6
             assert found[0, 1] - found[0, 0] >= 3 - 1e-6
             assert window.labels.tolist() == [1]

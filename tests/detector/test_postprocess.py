@@ -20,6 +20,7 @@ from pbd_ray.detector.postprocess import (
     ClassifierError,
     apply_video_classifier,
     decode,
+    detections_of_proposals,
     detections_of_video,
     suppress,
 )
@@ -262,6 +263,7 @@ def test_windows_of_a_video_are_pooled_however_they_are_batched() -> None:
     assert table["start"].to_numpy().min() >= 0 and table["end"].to_numpy().max() <= 20
 
     pooled = decode(both, windows, SLIDING, config)
+    assert table.equals(detections_of_proposals(pooled, SLIDING, config))
     segments, scores, labels = suppress(
         np.concatenate([p.segments_seconds for p in pooled]),
         np.concatenate([p.scores for p in pooled]),

@@ -158,5 +158,9 @@ def test_latency_times_only_what_counts_and_restores_the_mode() -> None:
     calls = []
     measure_latency(lambda f, m: calls.append(torch.is_inference_mode_enabled()), frames, mask, 2, 4)
     assert calls == [True] * 6
+    shapes = []
+    detector.register_forward_pre_hook(lambda _, inputs: shapes.append([tuple(x.shape) for x in inputs]))
+    assert measure_latency(detector, device="cpu", warmup=0, repeats=2).p50_ms > 0
+    assert shapes == [[(1, 3, 16, 32, 32), (1, 16)]] * 2
     with pytest.raises(ValueError, match="repeats is 0"):
         measure_latency(detector, frames, mask, repeats=0)

@@ -20,6 +20,7 @@ from pbd_ray.search.state import (
     UNDROPPED,
     Alignment,
     AlignTask,
+    CandidateScore,
     Cost,
     Model,
     Slice,
@@ -137,6 +138,7 @@ class World:
     """Slices that were handed over, in order."""
     tasks: list[SweepTask] = field(default_factory=list)
     aligned: list[AlignTask] = field(default_factory=list)
+    told: list[tuple[str, Sequence[CandidateScore]]] = field(default_factory=list)
     timed: int = 0
     lines: list[str] = field(default_factory=list)
     latency_ms: Callable[[Model], float] = lambda model: 10.0 * len(model.kept_blocks)
@@ -185,12 +187,20 @@ class World:
         self.timed += 1
         return {"p50_ms": self.latency_ms(model), "p95_ms": 99.0 + self.timed}
 
+    def scored(self, task: SweepTask, scores: Sequence[CandidateScore]) -> None:
+        self.told.append((task.name, scores))
+
     def run(self, run_dir: str | Storage, teacher: Model | None = None) -> Summary:
         return compress(
             self.recipe,
             self.split,
             to_bundle(teacher or teacher_model(), {}),
-            Steps(self.sweep, self.align, self.latency),
+            Steps(
+                self.sweep,
+                self.align,
+                self.latency,
+                scored=lambda task, scores: self.told.append((task.name, scores)),
+            ),
             Ledger.open(run_dir, self.recipe),
             to_bundle=to_bundle,
             from_bundle=from_bundle,

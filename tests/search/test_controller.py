@@ -374,3 +374,18 @@ def test_progress_is_told(tmp_path: Path, make_world) -> None:
         "stop: dropped 1 of at most 1 blocks",
     ]
     assert world.lines[1].endswith(f"result {summary.teacher.result[:12]}")
+
+
+def test_those_who_watch_are_told_the_scores(tmp_path: Path, make_world) -> None:
+    world = make_world(perfect=True)
+    summary = world.run(str(tmp_path))
+    assert [name for name, _ in world.told] == [
+        "round-01-scores",
+        "round-01-tie",
+        "round-02-scores",
+        "round-02-tie",
+    ]
+    assert [score.block for score in world.told[0][1]] == [-1, 0, 1, 2, 3]
+    assert [score.score for score in world.told[2][1]] == [
+        score.score for score in summary.rounds[1].decision.scores
+    ]

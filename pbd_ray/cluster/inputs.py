@@ -1,0 +1,93 @@
+"""What a run starts from: annotated videos that open, and the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+from pbd_ray.cluster.monitoring import say, throttled
+from pbd_ray.config import ConfigError, Recipe
+from pbd_ray.data.annotations import Annotations, Split, Video, video_file, with_probe
+from pbd_ray.data.source import VideoSource, load_split, local_source
+from pbd_ray.data.video import VideoError, probe_video, slack
+from pbd_ray.detector.bundle import FILES, bundle_from_files
+
+SHIPPED = "demo_teacher"
+_PROBES_AT_ONCE = 4
+
+
+def open_data(recipe: Recipe) -> tuple[Split, VideoSource]:
+    """The recipe's videos, each opened once, and where this node reads them.
+
+    Raises:
+        UserError: an annotation, a missing file, or a file that is not the annotated video.
+    """
+    split = load_split(recipe)
+    progress = throttled(recipe.execution.progress_seconds)
+    source = local_source(recipe, lambda done, of: progress(f"generating videos: {done} of {of}"))
+    if recipe.experiment.data.source == "files":
+        split = Split(*(_probed(part, source) for part in (split.fit, split.selection, split.test)))
+    counts = ", ".join(
+        f"{len(part.videos)} {name}"
+        for name, part in (("fit", split.fit), ("selection", split.selection), ("test", split.test))
+    )
+    say(f"videos: {counts}; {len(split.fit.classes)} classes; in {source.data_root}")
+    return split, source
+
+
+def given_teacher(recipe: Recipe, split: Split) -> Mapping[str, bytes] | None:
+    """Files of the teacher's bundle that the recipe names; None where the teacher is to be trained.
+
+    Raises:
+        UserError: no bundle there, or one of another architecture or other classes than the recipe's.
+    """
+    source = recipe.experiment.teacher.source
+    if source == "train":
+        return None
+    if source == "shipped":
+        folder = resources.files("pbd_ray") / SHIPPED
+        files = {name: (folder / name).read_bytes() for name in FILES}
+    else:
+        for name in FILES:
+            if not Path(source, name).is_file():
+                raise ConfigError(f"experiment.teacher.source: {source} has no {name}: not a bundle")
+        files = {name: Path(source, name).read_bytes() for name in FILES}
+    check_teacher(recipe, split, files, source)
+    return files
+
+
+def check_teacher(recipe: Recipe, split: Split, files: Mapping[str, bytes], source: str) -> None:
+    """Refuse a bundle that is not a whole detector of the recipe's architecture and classes."""
+    bundle = bundle_from_files(files, source)
+    wanted = recipe.experiment.detector
+    for part in ("grid", "backbone", "head", "postprocess"):
+        ours, theirs = getattr(wanted, part), getattr(bundle.config, part)
+        for key in type(ours).model_fields:
+            if getattr(ours, key) != getattr(theirs, key):
+                raise ConfigError(
+                    f"teacher {source}: {part}.{key} is {getattr(theirs, key)}, "
+                    f"experiment.detector.{part}.{key} is {getattr(ours, key)}"
+                )
+    if tuple(bundle.classes) != tuple(split.fit.classes):
+        raise ConfigError(f"teacher {source}: classes {list(bundle.classes)}, data {list(split.fit.classes)}")
+    if len(bundle.kept_blocks) != wanted.backbone.depth:
+        raise ConfigError(
+            f"teacher {source}: blocks {list(bundle.kept_blocks)} only, not the uncompressed detector"
+        )
+
+
+def _probed(part: Annotations, source: VideoSource) -> Annotations:
+    def probe(video: Video) -> Video:
+        path = video_file(video, source.data_root)
+        found = probe_video(path)
+        if not video.frames:
+            return with_probe(video, found)
+        if abs(found.frames - video.frames) > slack(found.frames):
+            raise VideoError(f"{path}: {found.frames} frames, its annotation says {video.frames}")
+        return video
+
+    with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+        return replace(part, videos=tuple(pool.map(probe, part.videos)))

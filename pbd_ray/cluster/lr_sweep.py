@@ -1,0 +1,184 @@
+"""The learning-rate grid: one Tune trial per learning rate, each a Ray Train run.
+
+How the resources add up: a trial only drives its trainer and holds no CPU (0.001 of the head's own
+resource), so trials never take what workers need. A trainer's gang is `train_workers` bundles of
+`cpus_per_worker` CPUs (and GPUs); at most floor(workers the nodes hold / train_workers) trials run at
+once, so every gang that is asked for can be placed, on 1, 2 or many cores. The scoring pool must have
+been released before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+from ray import tune
+from ray.train.torch import TorchTrainer
+
+# What `ray.train` exports at run time; type checkers see the first version's classes there.
+from ray.train.v2.api import config as train_config
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from pbd_ray.cluster.session import HEAD_RESOURCE, worker_capacity, worker_resources
+from pbd_ray.cluster.train_loop import read_checkpoint, train_worker
+from pbd_ray.compression.epochs import EpochReport, choose_run, curves_table, finished_model
+from pbd_ray.compression.jobs import FineTuneJob
+from pbd_ray.config import Recipe
+from pbd_ray.search.state import Alignment
+
+
+class AlignmentFailed(RuntimeError):
+    """No learning rate ended with a usable model, or the sweep was interrupted."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a trial needs to start its trainer."""
+
+    job: Any
+    """Reference to the FineTuneJob that all trials share."""
+    name: str
+    storage: str
+    recipe: Recipe
+
+
+def sweep_learning_rates(
+    job: FineTuneJob,
+    learning_rates: Sequence[float],
+    name: str,
+    storage: str,
+    recipe: Recipe,
+    say: Callable[[str], None],
+) -> Alignment:
+    """Fine-tune with every learning rate and return the model that is best on the selection videos.
+
+    Interrupted and started again with the same `name` and `storage`, every run goes on at its epoch.
+
+    Args:
+        name: unique to (run, round, parent, experiment): Ray Train resumes whatever has this name.
+        storage: directory or URI for Tune's and Train's files.
+
+    Raises:
+        AlignmentFailed: every run diverged or failed, or some did not end.
+    """
+    execution = recipe.execution
+    shared = _Run(ray.put(job), name, storage, recipe)
+    at_once = max(1, worker_capacity(execution) // execution.train_workers)
+    if execution.max_concurrent_learning_rates is not None:
+        at_once = min(at_once, execution.max_concurrent_learning_rates)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_trial, run=shared), {HEAD_RESOURCE: 0.001}),
+        param_space={"grid": tune.grid_search(list(enumerate(learning_rates)))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=at_once,
+            trial_name_creator=lambda trial: _run_name(name, trial.config["grid"][1]),
+            trial_dirname_creator=lambda trial: _run_name(name, trial.config["grid"][1]),
+        ),
+        run_config=tune.RunConfig(
+            name=f"{name}-tune", storage_path=storage, verbose=0, callbacks=[_Progress(job, say)]
+        ),
+    )
+    grid = tuner.fit()
+    results = [grid[place] for place in range(len(grid))]
+    ended = {tuple(result.config["grid"]): result for result in results if result.config}
+    missing = [rate for index, rate in enumerate(learning_rates) if (index, rate) not in ended]
+    if missing:  # an interrupted fit returns without an error
+        raise AlignmentFailed(f"{name}: interrupted before learning rates {missing} ended")
+    return _choose(job, [ended[pair] for pair in enumerate(learning_rates)], storage, say)
+
+
+def _trial(config: dict[str, Any], run: _Run) -> None:
+    """One learning rate: drive a Ray Train run to its end and say where its last checkpoint lies."""
+    index, rate = config["grid"]
+    execution = run.recipe.execution
+    need = worker_resources(execution)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "job": run.job,
+            "grid_index": index,
+            "learning_rate": rate,
+            "recipe": run.recipe,
+        },
+        scaling_config=train_config.ScalingConfig(
+            num_workers=execution.train_workers, use_gpu="GPU" in need, resources_per_worker=need
+        ),
+        run_config=train_config.RunConfig(  # type: ignore[arg-type]
+            name=_run_name(run.name, rate),
+            storage_path=run.storage,
+            failure_config=train_config.FailureConfig(max_failures=execution.task_retries),
+            checkpoint_config=train_config.CheckpointConfig(num_to_keep=1),
+            callbacks=[TuneReportCallback()],
+            logging_config=train_config.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    result = trainer.fit()
+    diverged = (result.metrics or {}).get("diverged")
+    path = result.checkpoint.path if diverged is None and result.checkpoint is not None else None
+    tune.report({"last_checkpoint": path, "diverged": diverged})
+
+
+def _choose(job: FineTuneJob, results: Sequence[Any], storage: str, say: Callable[[str], None]) -> Alignment:
+    runs: list[tuple[FineTuneJob, Path | str, tuple[EpochReport, ...]]] = []
+    problems: list[str] = []
+    for result in results:
+        index, rate = result.config["grid"]
+        path = None if result.error else result.metrics.get("last_checkpoint")
+        if path is None:
+            reason = " ".join(str(result.error or result.metrics.get("diverged")).split())
+            problems.append(f"learning rate {rate:g}: {reason[-300:]}")
+            say(problems[-1])
+            continue
+        history, _ = _read(path, storage)
+        runs.append((replace(job, learning_rate=rate, grid_index=index), path, history))
+    if not runs:
+        raise AlignmentFailed("no learning rate ended well: " + "; ".join(problems))
+    histories = [history for _, _, history in runs]
+    chosen, epoch = choose_run(histories)
+    winner, path, _ = runs[chosen]
+    seconds = {f"{run.learning_rate:g}": sum(row.seconds for row in history) for run, _, history in runs}
+    return Alignment(
+        learning_rate=winner.learning_rate,
+        epoch=epoch + 1,
+        model=finished_model(winner, _read(path, storage)[1]),
+        curves=curves_table(histories),
+        measured={"train_seconds": seconds, "failed": problems},
+    )
+
+
+class _Progress(tune.Callback):
+    """A line for every epoch of every run, in the driver's log."""
+
+    def __init__(self, job: FineTuneJob, say: Callable[[str], None]) -> None:
+        self._epochs = job.config.optimizer.epochs
+        self._say = say
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        if "total" not in result:
+            return
+        quality = result.get("selection_map")
+        shown = "" if quality is None or math.isnan(quality) else f", selection mAP {quality:.4f}"
+        self._say(
+            f"{trial}: epoch {result['epoch'] + 1}/{self._epochs}, loss {result['total']:.4f}{shown}"
+            f" ({result['seconds']:.0f} s)"
+        )
+
+
+def _read(path: Path | str, storage: str) -> tuple[tuple[EpochReport, ...], Any]:
+    filesystem = pyarrow.fs.LocalFileSystem()
+    if "://" in storage:
+        filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage)
+    with ray.train.Checkpoint(str(path), filesystem).as_directory() as directory:
+        return read_checkpoint(Path(directory))
+
+
+def _run_name(name: str, rate: float) -> str:
+    return f"{name}-lr-{rate:.3g}"

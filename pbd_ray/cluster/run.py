@@ -1,0 +1,162 @@
+"""The main jobs from a recipe to their results: what the scripts in `jobs/` call."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pbd_ray.cluster.inputs import given_teacher, open_data
+from pbd_ray.cluster.monitoring import say
+from pbd_ray.cluster.session import ray_session
+from pbd_ray.cluster.steps import cluster_steps, fit_teacher
+from pbd_ray.compression.blocks import Model, from_detector, to_detector
+from pbd_ray.compression.jobs import teacher_job
+from pbd_ray.config import ConfigError, Recipe
+from pbd_ray.data.annotations import Split
+from pbd_ray.data.source import VideoSource
+from pbd_ray.detector.bundle import bundle_files, bundle_from_files, save_bundle
+from pbd_ray.metrics.cost import cost_report
+from pbd_ray.report.figures import draw_frontier
+from pbd_ray.report.rounds import depths_info, frontier_table, rounds_text
+from pbd_ray.search.controller import compress
+from pbd_ray.search.evaluation import evaluate
+from pbd_ray.search.in_process import fit_grid, in_process_steps
+from pbd_ray.search.ledger import Ledger
+from pbd_ray.search.slices import plan_slices, slice_count
+from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Evaluation, Steps, Summary, SweepTask
+from pbd_ray.search.summary import summary_to_json
+
+
+def run_compression(recipe: Recipe) -> Summary:
+    """Compress as the recipe says, or go on with what its run directory holds; print and write the results.
+
+    Raises:
+        UserError: what the user can mend, with nothing half-written.
+    """
+    place = recipe.execution.run_dir or f"runs/{recipe.experiment.name}"
+    Ledger.refuse_other(place, recipe)
+    split, source = open_data(recipe)
+    teacher = given_teacher(recipe, split)
+    classes = split.fit.classes
+    with _backend(recipe):
+        ledger = Ledger.open(place, recipe)
+        if teacher is None and ledger.teacher.read_bundle() is None:
+            fitted = _fit(recipe, split, source, ledger.scratch_uri())
+            teacher = _bundle(recipe, classes, fitted.model, {"experiment": recipe.experiment.name})
+        with _steps(recipe, split, source, ledger.scratch_uri()) as steps:
+            summary = compress(
+                recipe,
+                split,
+                teacher,
+                steps,
+                ledger,
+                to_bundle=lambda model, facts: _bundle(recipe, classes, model, facts),
+                from_bundle=lambda files: from_detector(bundle_from_files(files).detector),
+                cost=lambda model: _cost(recipe, len(classes), model),
+                report=say,
+            )
+    _publish(recipe, ledger, summary)
+    return summary
+
+
+def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
+    """Fit the uncompressed detector, evaluate it once on the test videos, and write its bundle.
+
+    Interrupted and started again it goes on at its epoch: what that needs lies in `<output>.fit`
+    until the bundle is written.
+
+    Args:
+        command: how the job was called; kept in the bundle's facts.
+
+    Raises:
+        UserError: what the user can mend; also an `output` that is there already.
+    """
+    if output.exists():
+        raise ConfigError(f"--output {output} is there already")
+    scratch = output.absolute().with_name(f"{output.name}.fit")
+    split, source = open_data(recipe)
+    with _backend(recipe):
+        fitted = _fit(recipe, split, source, str(scratch))
+        with _steps(recipe, split, source, str(scratch)) as steps:
+            quality = _test_quality(recipe, split, steps, fitted.model)
+    experiment = recipe.experiment
+    facts = {
+        "command": command,
+        "experiment": experiment.name,
+        "seed": experiment.seed,
+        "epoch": fitted.epoch,
+        "test_map": {f"{tiou:g}": value for tiou, value in quality.map.items()},
+        "test_average_map": quality.average_map,
+    }
+    detector = to_detector(fitted.model, experiment.detector, len(split.fit.classes))
+    save_bundle(output, detector, split.fit.classes, facts)
+    shutil.rmtree(scratch, ignore_errors=True)
+    shown = ", ".join(f"mAP@{tiou:g} {value:.4f}" for tiou, value in quality.map.items())
+    say(f"teacher on {len(split.test.videos)} test videos: {shown}, average {quality.average_map:.4f}")
+    say(f"bundle: {output}")
+
+
+def _fit(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Alignment:
+    say("fitting the uncompressed detector")
+    if recipe.execution.backend == "ray":
+        return fit_teacher(recipe, split, storage, say)
+    job = teacher_job(recipe, split, source)
+    return fit_grid(job, job.config.learning_rates, say)
+
+
+def _test_quality(recipe: Recipe, split: Split, steps: Steps, model: Model) -> Evaluation:
+    experiment = recipe.experiment
+    task = SweepTask("teacher-evaluation", TEACHER_ROUND, model, (), "map", "test")
+    plan = plan_slices(split.test.videos, experiment.detector.grid, slice_count(recipe.execution))
+    tables: list[Any] = []
+    steps.sweep(task, plan, lambda piece, table: tables.append(table))
+    import pyarrow as pa
+
+    cost = _cost(recipe, len(split.fit.classes), model)
+    rows = pa.concat_tables(tables)
+    return evaluate(split.test, rows, None, experiment.evaluation, experiment.seed, model, cost)
+
+
+@contextlib.contextmanager
+def _backend(recipe: Recipe) -> Iterator[None]:
+    if recipe.execution.backend == "local":
+        yield
+        return
+    with ray_session(recipe.execution, say):
+        yield
+
+
+@contextlib.contextmanager
+def _steps(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Iterator[Steps]:
+    if recipe.execution.backend == "local":
+        yield in_process_steps(recipe, split, source, say)
+        return
+    with cluster_steps(recipe, split, storage, say) as steps:
+        yield steps
+
+
+def _bundle(
+    recipe: Recipe, classes: Sequence[str], model: Model, facts: Mapping[str, Any]
+) -> Mapping[str, bytes]:
+    detector = to_detector(model, recipe.experiment.detector, len(classes))
+    return bundle_files(detector, classes, facts)
+
+
+def _cost(recipe: Recipe, num_classes: int, model: Model) -> Cost:
+    report = cost_report(to_detector(model, recipe.experiment.detector, num_classes))
+    return Cost(macs=report.macs.total, params=report.parameters.total)
+
+
+def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:
+    """The frontier beside summary.json, and the table of rounds in the log."""
+    tiou = recipe.experiment.evaluation.headline_tiou
+    headline = "average mAP" if tiou == "average" else f"mAP@{tiou:g}"
+    depths = depths_info(summary_to_json(summary))
+    ledger.storage.write_table("frontier.parquet", frontier_table(depths))
+    ledger.storage.write("frontier.png", draw_frontier(depths, headline))
+    print(rounds_text(depths, headline), flush=True)
+    for name in ("summary.json", "frontier.png", f"rounds/{len(summary.rounds):02d}/model"):
+        say(f"{ledger.storage.uri(name)}")
