@@ -249,8 +249,10 @@ class TeacherConfig(Section):
 
     source: str = "train"
     """'train' fits one in the run; 'shipped' is the demo's bundle; else the path of a bundle directory."""
-    pretrained: Literal["none", "dinov2"] = "none"
-    """Layout of `execution.pretrained_weights` that the backbone of a trained teacher starts from."""
+    start: Literal["random", "motion", "dinov2"] = "random"
+    """Backbone of a teacher that is trained: random; random with half of the tubelet kernels as temporal
+    differences, so that a small model finds motion soon; or `execution.pretrained_weights`, a ViT in
+    DINOv2's layout."""
     backbone_lr: Positive = 1e-4
     optimizer: OptimizerConfig = OptimizerConfig()
     select_every_epochs: Count = 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,10 @@ import pyarrow.fs
 import ray
 import ray.train
 from ray import tune
-from ray.train.torch import TorchTrainer
 
-# What `ray.train` exports at run time; type checkers see the first version's classes there.
-from ray.train.v2.api import config as train_config
-from ray.tune.integration.ray_train import TuneReportCallback
-
-from pbd_ray.cluster.session import HEAD_RESOURCE, worker_capacity, worker_resources
-from pbd_ray.cluster.train_loop import read_checkpoint, train_worker
+from pbd_ray.cluster.lr_trial import TrialSpec, drive_trainer, run_name
+from pbd_ray.cluster.session import HEAD_RESOURCE, worker_capacity
+from pbd_ray.cluster.train_loop import read_checkpoint
 from pbd_ray.compression.epochs import EpochReport, choose_run, curves_table, finished_model
 from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.config import Recipe
@@ -35,17 +31,6 @@ from pbd_ray.search.state import Alignment
 
 class AlignmentFailed(RuntimeError):
     """No learning rate ended with a usable model, or the sweep was interrupted."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a trial needs to start its trainer."""
-
-    job: Any
-    """Reference to the FineTuneJob that all trials share."""
-    name: str
-    storage: str
-    recipe: Recipe
 
 
 def sweep_learning_rates(
@@ -68,17 +53,17 @@ def sweep_learning_rates(
         AlignmentFailed: every run diverged or failed, or some did not end.
     """
     execution = recipe.execution
-    shared = _Run(ray.put(job), name, storage, recipe)
+    shared = TrialSpec(ray.put(job), name, storage, recipe)
     at_once = max(1, worker_capacity(execution) // execution.train_workers)
     if execution.max_concurrent_learning_rates is not None:
         at_once = min(at_once, execution.max_concurrent_learning_rates)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, run=shared), {HEAD_RESOURCE: 0.001}),
+        tune.with_resources(tune.with_parameters(drive_trainer, run=shared), {HEAD_RESOURCE: 0.001}),
         param_space={"grid": tune.grid_search(list(enumerate(learning_rates)))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=at_once,
-            trial_name_creator=lambda trial: _run_name(name, trial.config["grid"][1]),
-            trial_dirname_creator=lambda trial: _run_name(name, trial.config["grid"][1]),
+            trial_name_creator=lambda trial: run_name(name, trial.config["grid"][1]),
+            trial_dirname_creator=lambda trial: run_name(name, trial.config["grid"][1]),
         ),
         run_config=tune.RunConfig(
             name=f"{name}-tune", storage_path=storage, verbose=0, callbacks=[_Progress(job, say)]
@@ -91,37 +76,6 @@ def sweep_learning_rates(
     if missing:  # an interrupted fit returns without an error
         raise AlignmentFailed(f"{name}: interrupted before learning rates {missing} ended")
     return _choose(job, [ended[pair] for pair in enumerate(learning_rates)], storage, say)
-
-
-def _trial(config: dict[str, Any], run: _Run) -> None:
-    """One learning rate: drive a Ray Train run to its end and say where its last checkpoint lies."""
-    index, rate = config["grid"]
-    execution = run.recipe.execution
-    need = worker_resources(execution)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "job": run.job,
-            "grid_index": index,
-            "learning_rate": rate,
-            "recipe": run.recipe,
-        },
-        scaling_config=train_config.ScalingConfig(
-            num_workers=execution.train_workers, use_gpu="GPU" in need, resources_per_worker=need
-        ),
-        run_config=train_config.RunConfig(  # type: ignore[arg-type]
-            name=_run_name(run.name, rate),
-            storage_path=run.storage,
-            failure_config=train_config.FailureConfig(max_failures=execution.task_retries),
-            checkpoint_config=train_config.CheckpointConfig(num_to_keep=1),
-            callbacks=[TuneReportCallback()],
-            logging_config=train_config.LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    result = trainer.fit()
-    diverged = (result.metrics or {}).get("diverged")
-    path = result.checkpoint.path if diverged is None and result.checkpoint is not None else None
-    tune.report({"last_checkpoint": path, "diverged": diverged})
 
 
 def _choose(job: FineTuneJob, results: Sequence[Any], storage: str, say: Callable[[str], None]) -> Alignment:
@@ -178,7 +132,3 @@ def _read(path: Path | str, storage: str) -> tuple[tuple[EpochReport, ...], Any]
         filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage)
     with ray.train.Checkpoint(str(path), filesystem).as_directory() as directory:
         return read_checkpoint(Path(directory))
-
-
-def _run_name(name: str, rate: float) -> str:
-    return f"{name}-lr-{rate:.3g}"

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from pbd_ray.compression.blocks import Model, from_detector
-from pbd_ray.config import AlignmentConfig, Experiment, Recipe
+from pbd_ray.config import AlignmentConfig, ConfigError, Experiment, Recipe
 from pbd_ray.data.annotations import Annotations, Split
 from pbd_ray.data.source import VideoSource
 from pbd_ray.detector.detector import Detector
 from pbd_ray.detector.pretrained import load_dinov2_layout
+from pbd_ray.detector.videomae import start_on_motion
 
 TEACHER_ROUND = 0
 
@@ -46,7 +47,7 @@ def teacher_job(recipe: Recipe, split: Split, source: VideoSource) -> FineTuneJo
     """Fit the uncompressed detector: everything trains, nothing guides it.
 
     Raises:
-        ValueError: `execution.pretrained_weights` is missing or does not fit.
+        UserError: `execution.pretrained_weights` is missing or does not fit.
     """
     options = recipe.experiment.teacher
     config = AlignmentConfig(
@@ -67,10 +68,12 @@ def initial_model(recipe: Recipe, num_classes: int) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         detector = Detector(experiment.detector, num_classes)
-    if experiment.teacher.pretrained == "dinov2":
+    if experiment.teacher.start == "motion":
+        start_on_motion(detector.backbone)
+    elif experiment.teacher.start == "dinov2":
         path = recipe.execution.pretrained_weights
         if path is None:
-            raise ValueError("execution.pretrained_weights is not set but teacher.pretrained is dinov2")
+            raise ConfigError("execution.pretrained_weights is not set but teacher.start is dinov2")
         load_dinov2_layout(detector.backbone, Path(path))
     return from_detector(detector)
 

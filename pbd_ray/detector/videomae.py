@@ -198,3 +198,18 @@ class VideoMAE(nn.Module):
         for index in self.kept_blocks:
             tokens = self.run_block(index, tokens)
         return self.pool(tokens, len(frames))
+
+
+def start_on_motion(backbone: VideoMAE) -> None:
+    """Make half of the tubelet kernels temporal differences, and all of them stronger; in place.
+
+    For training from scratch on classes that differ by motion. A random kernel answers mostly to what
+    stands still, and the position table outweighs both: such a model stays on its first plateau
+    several times longer. Only a start: every kernel trains on.
+    """
+    with torch.no_grad():
+        kernels = backbone.patch_embed.weight  # (d, 3, tubelet frames, patch, patch)
+        frames = kernels.shape[2]
+        differences = kernels[kernels.shape[0] // 2 :]
+        differences[:, :, frames // 2 :] = -differences[:, :, : frames - frames // 2]
+        kernels *= 2

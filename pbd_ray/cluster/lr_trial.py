@@ -1,0 +1,73 @@
+"""One Tune trial of the learning-rate grid: it drives a Ray Train run and computes nothing.
+
+Every trial, and every controller that Ray Train starts for it, is a process: this module and what it
+imports is all they load, so the training code itself is imported in the training workers only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+from ray.train.torch import TorchTrainer
+
+# What `ray.train` exports at run time; type checkers see the first version's classes there.
+from ray.train.v2.api import config as train_config
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from pbd_ray.cluster.session import worker_resources
+from pbd_ray.config import Recipe
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What all trials of a grid share."""
+
+    job: Any
+    """Reference to the FineTuneJob in the object store."""
+    name: str
+    storage: str
+    recipe: Recipe
+
+
+def run_name(name: str, rate: float) -> str:
+    """Name of one learning rate's run: Ray Train resumes whatever has it."""
+    return f"{name}-lr-{rate:.3g}"
+
+
+def drive_trainer(config: dict[str, Any], run: TrialSpec) -> None:
+    """One learning rate: drive a Ray Train run to its end and say where its last checkpoint lies."""
+    index, rate = config["grid"]
+    execution = run.recipe.execution
+    need = worker_resources(execution)
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={
+            "job": run.job,
+            "grid_index": index,
+            "learning_rate": rate,
+            "recipe": run.recipe,
+        },
+        scaling_config=train_config.ScalingConfig(
+            num_workers=execution.train_workers, use_gpu="GPU" in need, resources_per_worker=need
+        ),
+        run_config=train_config.RunConfig(  # type: ignore[arg-type]
+            name=run_name(run.name, rate),
+            storage_path=run.storage,
+            failure_config=train_config.FailureConfig(max_failures=execution.task_retries),
+            checkpoint_config=train_config.CheckpointConfig(num_to_keep=1),
+            callbacks=[TuneReportCallback()],
+            logging_config=train_config.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    result = trainer.fit()
+    diverged = (result.metrics or {}).get("diverged")
+    path = result.checkpoint.path if diverged is None and result.checkpoint is not None else None
+    tune.report({"last_checkpoint": path, "diverged": diverged})
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    from pbd_ray.cluster.train_loop import train_worker
+
+    train_worker(config)
