@@ -324,7 +324,7 @@ class Experiment(Section):
 
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
-    autocast: Literal["off", "float16", "bfloat16"] = "off"
+    autocast: Literal["none", "float16", "bfloat16"] = "none"
     """Precision of matrix products in every forward: training, scoring, evaluation, latency."""
     paper_protocol: bool = False
     """Choose the epoch on test videos as the paper's release does; the report says so."""

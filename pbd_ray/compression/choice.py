@@ -115,10 +115,14 @@ def _map_scores(
 
 def _preference(score: CandidateScore, scoring: ScoringConfig) -> tuple[float, float, float, int]:
     """Sorts the preferred candidate first: score, average mAP, train loss, index."""
-    loss = math.inf if score.train_loss is None else score.train_loss
     if scoring.criterion == "map":
-        return (-score.score, -(score.average_map or 0.0), loss, score.block)
-    return (score.score, 0.0, 0.0, score.block)
+        return (-score.score, -(score.average_map or 0.0), _loss(score.train_loss), score.block)
+    return (_loss(score.score), 0.0, 0.0, score.block)
+
+
+def _loss(value: float | None) -> float:
+    """A loss that was not measured or is not a number is the worst: NaN compares with nothing."""
+    return math.inf if value is None or math.isnan(value) else value
 
 
 def _explain(best: CandidateScore, tied: Sequence[CandidateScore], scoring: ScoringConfig) -> str:

@@ -9,6 +9,7 @@ number of ranks.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -101,7 +102,7 @@ class FineTuning:
         steps_per_epoch: int,
         seed_key: tuple[int, ...],
         *,
-        autocast: Autocast = "off",
+        autocast: Autocast = "none",
         device: torch.device = torch.device("cpu"),
         collective: Collective = ONE_PROCESS,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
@@ -153,10 +154,9 @@ class FineTuning:
                     # DDP averages gradients over ranks; the terms are shares of the global loss.
                     self.scaler.scale(terms[-1] * self.collective.world_size).backward()
                 sums += torch.stack([term.detach() for term in terms]).double().cpu()
-        self._apply_gradients()
         losses = LossTerms(*self.collective.sum(sums).tolist())
-        if not np.isfinite(losses.total):
-            raise Diverged(f"loss {losses.total} at step {self.step} with learning rate {self.backbone_lr:g}")
+        self._require_finite("loss", losses.total)
+        self._apply_gradients()
         self._update_ema()
         self.step += 1
         return losses
@@ -166,7 +166,8 @@ class FineTuning:
         optimiser moments, loss normaliser, scaler scale and step."""
         tensors: dict[str, Tensor] = {"step": torch.tensor(self.step)}
         if self.scaler.is_enabled():
-            tensors["scaler"] = torch.tensor(self.scaler.get_scale())
+            scaler = self.scaler.state_dict()
+            tensors["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]])
         tensors["normalizer"] = self.normalizer.detach()
         for name, value in self._trained().items():
             tensors[f"student/{name}"] = value.detach()
@@ -180,7 +181,9 @@ class FineTuning:
         """Inverse of `state`."""
         self.step = int(tensors["step"])
         if "scaler" in tensors:
-            self.scaler.update(float(tensors["scaler"]))
+            scale, growth = tensors["scaler"].tolist()
+            kept = {"scale": scale, "_growth_tracker": int(growth)}
+            self.scaler.load_state_dict(self.scaler.state_dict() | kept)
         with torch.no_grad():
             self.normalizer.copy_(tensors["normalizer"])
             for name, value in self._trained().items():
@@ -274,9 +277,15 @@ class FineTuning:
     def _apply_gradients(self) -> None:
         trained = [p for p in self.student.parameters() if p.requires_grad]
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(trained, self.config.optimizer.clip_norm)
+        norm = nn.utils.clip_grad_norm_(trained, self.config.optimizer.clip_norm)
+        if not self.scaler.is_enabled():  # the scaler skips such a step and goes on with a lower scale
+            self._require_finite("gradient norm", float(norm))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise Diverged(f"{what} {value} at step {self.step} with learning rate {self.backbone_lr:g}")
 
     @torch.no_grad()
     def _update_ema(self) -> None:

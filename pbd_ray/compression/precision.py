@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import torch
 
-Autocast = Literal["off", "float16", "bfloat16"]
+Autocast = Literal["none", "float16", "bfloat16"]
 
 
 def autocast_context(kind: Autocast, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """The context a forward runs in."""
-    if kind == "off":
+    if kind == "none":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.float16 if kind == "float16" else torch.bfloat16)

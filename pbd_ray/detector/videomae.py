@@ -201,11 +201,11 @@ class VideoMAE(nn.Module):
 
 
 def start_on_motion(backbone: VideoMAE) -> None:
-    """Make half of the tubelet kernels temporal differences, and all of them stronger; in place.
+    """Make half of the tubelet kernels strong temporal differences and the position table weak; in place.
 
     For training from scratch on classes that differ by motion. A random kernel answers mostly to what
-    stands still, and the position table outweighs both: such a model stays on its first plateau
-    several times longer. Only a start: every kernel trains on.
+    stands still, and the position table outweighs both: such a model stays on its first plateau for
+    very long. Only a start: every kernel trains on.
     """
     with torch.no_grad():
         kernels = backbone.patch_embed.weight  # (d, 3, tubelet frames, patch, patch)
@@ -213,3 +213,5 @@ def start_on_motion(backbone: VideoMAE) -> None:
         differences = kernels[kernels.shape[0] // 2 :]
         differences[:, :, frames // 2 :] = -differences[:, :, : frames - frames // 2]
         kernels *= 2
+        differences *= 4
+        backbone.position_table *= 0.3

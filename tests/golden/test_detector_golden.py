@@ -6,9 +6,7 @@ first convolution, and ours, on purpose, does not.
 
 from __future__ import annotations
 
-import gzip
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pbd_ray.config import BackboneConfig, DetectorConfig, GridConfig, HeadConfig
+from pbd_ray.config import BackboneConfig, DetectorConfig, GridConfig
 from pbd_ray.detector.detector import Detector, DetectorOutput
 from pbd_ray.detector.losses import (
     DetectionLosses,
@@ -33,58 +31,17 @@ from pbd_ray.detector.videomae import VideoMAE
 
 pytestmark = pytest.mark.golden
 
-CONFIG = DetectorConfig(
-    grid=GridConfig(window_frames=64, feature_steps=64, crop_pixels=64),
-    backbone=BackboneConfig(
-        embed_dim=48, depth=6, num_heads=3, position_table_pixels=96, drop_path=0.0, unused_norm=True
-    ),
-    head=HeadConfig(channels=32, drop_path=0.0),
-)
-KEPT = {"teacher": (0, 1, 2, 3, 4, 5), "student": (0, 1, 3, 4, 5)}
 LEVELS = range(6)
-CLASSES = 20
-
-
-@dataclass(frozen=True)
-class Reference:
-    folder: Path
-    seed: int
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        return load_file(self.folder / f"tiny_seed{self.seed}_{name}.safetensors")
-
-    def losses(self, mode: str) -> dict[str, float]:
-        with gzip.open(self.folder / f"tiny_seed{self.seed}_results.json.gz") as file:
-            results: dict[str, Any] = json.load(file)
-        return results["losses"][mode]
-
-
-@pytest.fixture(params=[0, 1], ids=["seed0", "seed1"])
-def reference(shared: Path, request: pytest.FixtureRequest) -> Reference:
-    return Reference(shared / "reference", request.param)
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def released(reference: Reference, weights: str, kept: tuple[int, ...], merge_lora: bool = True) -> Detector:
-    """Our detector with their weights, and their leak."""
-    detector = Detector(CONFIG, CLASSES, kept).eval()
-    load_opentad(detector, reference.tensors(f"{weights}_weights"), merge_lora=merge_lora)
-    detector.head.mask_input = False
-    return detector
-
-
-def run(reference: Reference, detector: Detector) -> DetectorOutput:
+def run(reference: Any, detector: Detector) -> DetectorOutput:
     inputs = reference.tensors("inputs")
     with torch.no_grad():
         return detector(inputs["frames"][:, 0], inputs["masks"].bool(), with_block_outputs=True)
-
-
-def truth(reference: Reference) -> tuple[list[Tensor], list[Tensor]]:
-    inputs = reference.tensors("inputs")
-    return [inputs[f"gt_segments.{i}"] for i in range(2)], [inputs[f"gt_labels.{i}"] for i in range(2)]
 
 
 def levels_of(outputs: dict[str, Tensor], name: str) -> Tensor:
@@ -100,25 +57,25 @@ def test_position_table(shared: Path) -> None:
     close(backbone.positions(10, 10), reference["posembed_10_bicubic"])
 
 
-def test_position_table_of_the_weights(reference: Reference) -> None:
+def test_position_table_of_the_weights(reference: Any) -> None:
     theirs = reference.tensors("teacher_weights")["backbone.model.backbone.pos_embed"]
-    close(Detector(CONFIG, CLASSES).backbone.position_table, theirs)
+    close(Detector(reference.config, reference.classes).backbone.position_table, theirs)
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])
-def test_every_key_is_loaded(reference: Reference, who: str) -> None:
+def test_every_key_is_loaded(reference: Any, who: str) -> None:
     tensors = reference.tensors(f"{who}_weights")
-    report = load_opentad(Detector(CONFIG, CLASSES, KEPT[who]), tensors)
+    report = load_opentad(Detector(reference.config, reference.classes, reference.kept[who]), tensors)
     assert set(report.loaded) == set(tensors)
     assert report.ignored == {}
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])
-def test_block_outputs_and_features(reference: Reference, who: str) -> None:
-    detector = released(reference, who, KEPT[who])
+def test_block_outputs_and_features(reference: Any, who: str) -> None:
+    detector = reference.detector(who)
     output = run(reference, detector)
     features = reference.tensors("block_features")
-    assert tuple(output.block_outputs) == KEPT[who]
+    assert tuple(output.block_outputs) == reference.kept[who]
     for index, tokens in output.block_outputs.items():
         close(tokens, features[f"{who}.block_out.{index}"])
     with torch.no_grad():
@@ -126,8 +83,8 @@ def test_block_outputs_and_features(reference: Reference, who: str) -> None:
         close(detector.backbone(frames), reference.tensors("outputs")[f"{who}.backbone_feat"])
 
 
-def test_attention_half_of_a_block(reference: Reference) -> None:
-    detector = released(reference, "teacher", KEPT["teacher"])
+def test_attention_half_of_a_block(reference: Any) -> None:
+    detector = reference.detector("teacher")
     block = detector.backbone.blocks["0"]
     with torch.no_grad():
         tokens = detector.backbone.embed(reference.tensors("inputs")["frames"][:, 0])
@@ -136,8 +93,8 @@ def test_attention_half_of_a_block(reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])
-def test_head(reference: Reference, who: str) -> None:
-    detector, outputs = released(reference, who, KEPT[who]), reference.tensors("outputs")
+def test_head(reference: Any, who: str) -> None:
+    detector, outputs = reference.detector(who), reference.tensors("outputs")
     mask = reference.tensors("inputs")["masks"].bool()
     with torch.no_grad():
         pyramid = detector.head.pyramid(outputs[f"{who}.backbone_feat"], mask)
@@ -156,9 +113,9 @@ def test_head(reference: Reference, who: str) -> None:
         close(output.logits[i][output.mask[i]].sigmoid(), outputs[f"{who}.scores.{i}"])
 
 
-def test_masked_input_changes_only_the_padded_sample(reference: Reference) -> None:
+def test_masked_input_changes_only_the_padded_sample(reference: Any) -> None:
     """The fix: sample 0 has no padding and keeps its numbers, sample 1 loses the leak."""
-    detector = released(reference, "teacher", KEPT["teacher"])
+    detector = reference.detector("teacher")
     leaky = run(reference, detector)
     detector.head.mask_input = True
     fixed = run(reference, detector)
@@ -166,32 +123,34 @@ def test_masked_input_changes_only_the_padded_sample(reference: Reference) -> No
     assert (leaky.logits[1] - fixed.logits[1]).abs().max() > 0.01
 
 
-def test_targets(reference: Reference) -> None:
+def test_targets(reference: Any) -> None:
     outputs = reference.tensors("outputs")
-    segments, labels = truth(reference)
-    targets = assign_targets(outputs["student.points"], segments, labels, CLASSES, 1.5)
+    segments, labels = reference.truth()
+    targets = assign_targets(outputs["student.points"], segments, labels, reference.classes, 1.5)
     assert torch.equal(targets.classes, outputs["targets.cls"])
     close(targets.offsets, outputs["targets.reg"])
 
 
-def losses_of(reference: Reference, training: bool) -> tuple[DetectionLosses, Tensor]:
+def losses_of(reference: Any, training: bool) -> tuple[DetectionLosses, Tensor]:
     """The student's losses, and the normalizer after the batch."""
-    detector = released(reference, "student", KEPT["student"])
+    detector = reference.detector("student")
     output = run(reference, detector.train(training))
-    segments, labels = truth(reference)
+    segments, labels = reference.truth()
     stored = detector.head.loss_normalizer
-    targets = assign_targets(output.points, segments, labels, CLASSES, CONFIG.head.center_radius)
+    targets = assign_targets(
+        output.points, segments, labels, reference.classes, reference.config.head.center_radius
+    )
     positives = targets.positive(output.mask).sum()
     if training:
-        stored = updated_normalizer(stored, positives, CONFIG.head.normalizer_momentum)
+        stored = updated_normalizer(stored, positives, reference.config.head.normalizer_momentum)
         used = stored
     else:  # the release evaluates with the batch's own positives
         used = positives.clamp(min=1).float()
-    return detection_losses(output, segments, labels, CONFIG.head, used, targets), stored
+    return detection_losses(output, segments, labels, reference.config.head, used, targets), stored
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_losses(reference: Reference, mode: str) -> None:
+def test_losses(reference: Any, mode: str) -> None:
     losses, normalizer = losses_of(reference, training=mode == "train")
     expected = reference.losses(mode)
     assert float(losses.focal) == pytest.approx(expected["cls_loss"], rel=1e-5)
@@ -216,9 +175,9 @@ CANDIDATES += [("full_cand", "teacher", c) for c in (0, 1, 2, 3, 4, 5, None)]
 
 
 @pytest.mark.parametrize(("name", "weights", "dropped"), CANDIDATES)
-def test_candidates(reference: Reference, name: str, weights: str, dropped: int | None) -> None:
+def test_candidates(reference: Any, name: str, weights: str, dropped: int | None) -> None:
     """A block taken out of the student, or of the teacher: features, boundaries and scores."""
-    detector = released(reference, weights, tuple(k for k in KEPT[weights] if k != dropped))
+    detector = reference.detector(weights, [k for k in reference.kept[weights] if k != dropped])
     outputs = reference.tensors("outputs")
     key = f"{name}_{'none' if dropped is None else dropped}"
     with torch.no_grad():
@@ -231,10 +190,10 @@ def test_candidates(reference: Reference, name: str, weights: str, dropped: int 
         close(output.logits[i][output.mask[i]].sigmoid(), outputs[f"{key}.scores.{i}"])
 
 
-def test_head_keys_have_gradients_as_in_the_release(reference: Reference) -> None:
+def test_head_keys_have_gradients_as_in_the_release(reference: Any) -> None:
     """Every parameter of ours has a twin there, and the head's all train."""
     weights = reference.tensors("teacher_weights")
-    detector = Detector(CONFIG, CLASSES)
+    detector = Detector(reference.config, reference.classes)
     names = {opentad_key(name) for name in detector.state_dict()}
     assert names == set(weights)
     head = {opentad_key(f"head.{name}") for name, _ in detector.head.named_parameters()}
@@ -248,7 +207,7 @@ def test_parameter_counts(shared: Path, size: str, drops: int) -> None:
     large = {"embed_dim": 1024, "depth": 24, "num_heads": 16} if size == "L" else {}
     config = DetectorConfig(backbone=BackboneConfig(unused_norm=True, **large))
     with torch.device("meta"):
-        detector = Detector(config, CLASSES, range(config.backbone.depth - drops))
+        detector = Detector(config, 20, range(config.backbone.depth - drops))
     backbone = {n: p.numel() for n, p in detector.backbone.named_parameters()}
     assert sum(backbone.values()) == counts["full_backbone"]
     assert sum(n for name, n in backbone.items() if name.startswith("patch_embed")) == counts["patch_embed"]

@@ -1,0 +1,134 @@
+"""A detector that runs in milliseconds, on random windows and on small generated videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pbd_ray.compression.blocks import Model, from_detector
+from pbd_ray.compression.jobs import FineTuneJob, alignment_job
+from pbd_ray.config import DetectorConfig, Recipe, load_recipe
+from pbd_ray.data import synthetic
+from pbd_ray.data.annotations import Split
+from pbd_ray.data.cache import FrameCache
+from pbd_ray.data.dataset import WindowBatch
+from pbd_ray.data.source import VideoSource, load_split
+from pbd_ray.detector.detector import Detector
+
+TINY = str(Path(__file__).parents[1] / "recipes" / "tiny.yaml")
+SMALLER = (
+    "data.synthetic.fit_videos=4",
+    "data.synthetic.selection_videos=2",
+    "data.synthetic.test_videos=1",
+    "detector.backbone.depth=5",
+    "detector.grid.augmentation=none",
+    "alignment.optimizer.epochs=3",
+    "alignment.optimizer.schedule_epochs=4",
+)
+
+
+@pytest.fixture(scope="session")
+def make_recipe() -> Callable[..., Recipe]:
+    """The tiny recipe, smaller still, with further `key=value` overrides."""
+
+    def make(*overrides: str) -> Recipe:
+        return load_recipe(TINY, (*SMALLER, *overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
+    return make_recipe()
+
+
+@pytest.fixture(scope="session")
+def config(recipe: Recipe) -> DetectorConfig:
+    return recipe.experiment.detector
+
+
+@pytest.fixture(scope="session")
+def split(recipe: Recipe) -> Split:
+    return load_split(recipe)
+
+
+@pytest.fixture(scope="session")
+def source(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> VideoSource:
+    """The recipe's generated videos, decoded once."""
+    folder = tmp_path_factory.mktemp("videos")
+    settings = recipe.experiment.data.synthetic
+    assert settings is not None
+    return VideoSource(str(synthetic.ensure(settings, folder)), FrameCache(folder / "frames", 10**9))
+
+
+@pytest.fixture(scope="session")
+def make_detector(config: DetectorConfig) -> Callable[..., Detector]:
+    """A detector in eval mode whose every parameter matters: none at its zero or near-zero start."""
+
+    def make(kept_blocks: Sequence[int] | None = None, seed: int = 0, num_classes: int = 4) -> Detector:
+        generator = torch.Generator().manual_seed(seed)
+        detector = Detector(config, num_classes)
+        with torch.no_grad():
+            for name, parameter in detector.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.15 * noise)
+            detector.head.class_output.bias.sub_(2.0)
+        if kept_blocks is None:
+            return detector.eval()
+        smaller = Detector(config, num_classes, kept_blocks)
+        smaller.load_state_dict({name: detector.state_dict()[name] for name in smaller.state_dict()})
+        return smaller.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_batch(config: DetectorConfig) -> Callable[..., WindowBatch]:
+    """Random windows with an instance or two in each; the last one ends in padding."""
+
+    def make(windows: int, seed: int = 0) -> WindowBatch:
+        rng = np.random.default_rng(seed)
+        grid = config.grid
+        shape = (windows, 3, grid.window_frames, grid.crop_pixels, grid.crop_pixels)
+        mask = torch.ones((windows, grid.feature_steps), dtype=torch.bool)
+        mask[-1, -7:] = False
+        segments = tuple(
+            torch.tensor(np.sort(rng.uniform(0, 24, size=(1 + row % 2, 2)), axis=1), dtype=torch.float32)
+            for row in range(windows)
+        )
+        labels = tuple(torch.tensor(rng.integers(0, 4, size=len(segment))) for segment in segments)
+        frames = torch.tensor(rng.integers(0, 256, size=shape, dtype=np.uint8))
+        # Training looks at tensors only: what the windows are of does not matter.
+        return WindowBatch(frames, mask, segments, labels, windows=(None,) * windows)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def teacher(make_detector: Callable[..., Detector]) -> Model:
+    return from_detector(make_detector())
+
+
+@pytest.fixture(scope="session")
+def student(make_detector: Callable[..., Detector]) -> Model:
+    """The teacher less block 1."""
+    return from_detector(make_detector((0, 2, 3, 4)))
+
+
+@pytest.fixture(scope="session")
+def make_job(
+    make_recipe: Callable[..., Recipe], split: Split, source: VideoSource, student: Model, teacher: Model
+) -> Callable[..., FineTuneJob]:
+    """An alignment job of round 1; overrides of the recipe, then of the job's own fields."""
+
+    def make(*overrides: str, **fields: Any) -> FineTuneJob:
+        job = alignment_job(make_recipe(*overrides), split, source, 1, student, teacher)
+        return replace(job, **fields)
+
+    return make

@@ -1,0 +1,501 @@
+"""The fine-tuning loop on random windows; the release's own steps are in the golden tier."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from pbd_ray.compression.blocks import Model, from_detector, to_detector
+from pbd_ray.compression.finetune import Diverged, FineTuning
+from pbd_ray.compression.schedule import learning_rate
+from pbd_ray.config import AlignmentConfig, DetectorConfig
+from pbd_ray.data.dataset import WindowBatch
+from pbd_ray.detector.detector import Detector
+
+
+@pytest.fixture
+def make_run(config: DetectorConfig, student: Model, teacher: Model) -> Callable[..., FineTuning]:
+    """A run of 2 steps an epoch; keywords change drop path, optimiser, alignment and constructor in turn."""
+
+    def make(
+        drop_path: float = 0.0,
+        optimizer: Mapping[str, Any] | None = None,
+        seed_key: tuple[int, ...] = (0, 1, 0),
+        guide: Model | None = teacher,
+        start: Model = student,
+        alignment: Mapping[str, Any] | None = None,
+        **rest: Any,
+    ) -> FineTuning:
+        backbone = config.backbone.model_copy(update={"drop_path": drop_path})
+        head = config.head.model_copy(update={"drop_path": drop_path})
+        options = {"epochs": 3, "schedule_epochs": 4, "warmup_epochs": 1, "head_lr": 3e-4, "batch_size": 3}
+        return FineTuning(
+            start,
+            guide,
+            config.model_copy(update={"backbone": backbone, "head": head}),
+            4,
+            AlignmentConfig.model_validate(
+                {"optimizer": {**options, "ema_warmup": True, **(optimizer or {})}, **(alignment or {})}
+            ),
+            backbone_lr=1e-3,
+            steps_per_epoch=2,
+            seed_key=seed_key,
+            **rest,
+        )
+
+    return make
+
+
+@pytest.fixture
+def batches(make_batch: Callable[..., WindowBatch]) -> list[WindowBatch]:
+    return [make_batch(3, seed) for seed in range(6)]
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+
+
+def assert_gradients_alike(ours: FineTuning, theirs: FineTuning) -> None:
+    """Adam's first moment is a sum of clipped gradients: unlike its steps, it does not blow noise up."""
+    prefix = "optimizer/exp_avg/"
+    moments, expected = part(ours.state(), prefix), part(theirs.state(), prefix)
+    assert moments.keys() == expected.keys()
+    largest = max(float(value.abs().max()) for value in expected.values())
+    for name, value in expected.items():
+        assert float((moments[name] - value).abs().max()) < 1e-5 * largest, name
+
+
+def test_same_seeds_same_run(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
+    """Drop path included, whatever torch's global generator holds; and that one is left alone."""
+    histories, states = [], []
+    for global_seed, seed_key in ((1, (0, 1, 0)), (2, (0, 1, 0)), (1, (0, 1, 1)), (1, (5, 1, 0))):
+        torch.manual_seed(global_seed)
+        run = make_run(drop_path=0.5, seed_key=seed_key)
+        before = torch.get_rng_state()
+        histories.append([run.train_step(batch) for batch in batches[:3]])
+        assert torch.equal(torch.get_rng_state(), before)
+        states.append(run.state())
+    assert histories[0] == histories[1] and same(states[0], states[1])
+    assert len({history[0].total for history in histories}) == 3
+
+
+@pytest.mark.parametrize("done", [0, 1, 4])
+def test_resuming(make_run: Callable[..., FineTuning], batches: list[WindowBatch], done: int) -> None:
+    """Through the bytes of a checkpoint: losses, weights, EMA, moments, exactly."""
+    whole = make_run(drop_path=0.5)
+    expected = [whole.train_step(batch) for batch in batches]
+    first = make_run(drop_path=0.5)
+    for batch in batches[:done]:
+        first.train_step(batch)
+    first.remember_best()
+    checkpoint = load(save(first.state()))
+    assert same(checkpoint, first.state())
+    second = make_run(drop_path=0.5)
+    second.load_state(checkpoint)
+    assert same(second.state(), checkpoint)
+    best = part(checkpoint, "best/")
+    assert [second.train_step(batch) for batch in batches[done:]] == expected[done:]
+    ours, theirs = second.state(), whole.state()
+    assert same(part(ours, "best/"), best)
+    assert same(*({n: v for n, v in state.items() if not n.startswith("best/")} for state in (ours, theirs)))
+
+
+def test_a_state_is_a_snapshot(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
+    run = make_run()
+    run.train_step(batches[0])
+    state = run.state()
+    before = {name: value.clone() for name, value in state.items()}
+    run.train_step(batches[1])
+    assert same(state, before)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_accumulation_is_the_whole_batch(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch], parts: int
+) -> None:
+    """In unequal parts too; windows hold different numbers of points and instances."""
+    whole, pieces = make_run(), make_run(optimizer={"accumulation_steps": parts})
+    for batch in batches[:3]:
+        expected, ours = (asdict(run.train_step(batch)) for run in (whole, pieces))
+        assert ours == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert_gradients_alike(pieces, whole)
+    assert float(pieces.normalizer) == float(whole.normalizer)
+
+
+@dataclass
+class Ranks:
+    """Processes that are threads: what they sum meets at a barrier."""
+
+    count: int
+    values: dict[int, Any] = field(default_factory=dict)
+    barrier: threading.Barrier = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.count, timeout=60)
+
+    def all(self, rank: int, value: Any) -> list[Any]:
+        self.values[rank] = value
+        self.barrier.wait()
+        values = [self.values[index] for index in range(self.count)]
+        self.barrier.wait()
+        return values
+
+    def run(self, work: Callable[[int], Any]) -> list[Any]:
+        """work(rank) of every rank."""
+        results: dict[int, Any] = {}
+
+        def target(rank: int) -> None:
+            try:
+                results[rank] = work(rank)
+            except BaseException as error:
+                results[rank] = error
+                self.barrier.abort()
+
+        threads = [threading.Thread(target=target, args=(rank,)) for rank in range(self.count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for result in results.values():
+            if isinstance(result, BaseException) and not isinstance(result, threading.BrokenBarrierError):
+                raise result
+        return [results[rank] for rank in range(self.count)]
+
+
+@dataclass(frozen=True)
+class ThreadCollective:
+    ranks: Ranks
+    rank: int
+
+    @property
+    def world_size(self) -> int:
+        return self.ranks.count
+
+    def sum(self, value: Tensor) -> Tensor:
+        return torch.stack(self.ranks.all(self.rank, value)).sum(dim=0)
+
+    def gather(self, table: pa.Table) -> pa.Table:
+        return pa.concat_tables(self.ranks.all(self.rank, table))
+
+
+class Averaging(nn.Module):
+    """What DDP does to gradients: a backward outside `no_sync` leaves their mean over ranks."""
+
+    def __init__(self, module: nn.Module, collective: ThreadCollective) -> None:
+        super().__init__()
+        self.module, self.collective, self.syncs = module, collective, True
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._average)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def _average(self, parameter: Tensor) -> None:
+        if self.syncs:
+            parameter.grad = self.collective.sum(parameter.grad) / self.collective.world_size
+
+    def no_sync(self) -> Any:
+        averaging = self
+
+        class Quiet:
+            def __enter__(self) -> None:
+                averaging.syncs = False
+
+            def __exit__(self, *_: object) -> None:
+                averaging.syncs = True
+
+        return Quiet()
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_are_one_process_with_the_same_global_batch(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch], count: int, accumulation_steps: int
+) -> None:
+    """Unequal shares: of 3 windows, rank 0 of 2 gets two. Losses, gradients, normaliser, to rounding."""
+    alone = make_run()
+    expected = [asdict(alone.train_step(batch)) for batch in batches[:3]]
+    ranks = Ranks(count)
+
+    def work(rank: int) -> tuple[FineTuning, list[Any]]:
+        collective = ThreadCollective(ranks, rank)
+        run = make_run(
+            optimizer={"accumulation_steps": accumulation_steps},
+            collective=collective,
+            wrap=lambda module: Averaging(module, collective),
+        )
+        return run, [asdict(run.train_step(share(batch, rank, count))) for batch in batches[:3]]
+
+    for run, losses in ranks.run(work):
+        for ours, theirs in zip(losses, expected, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+        assert_gradients_alike(run, alone)
+        assert float(run.normalizer) == pytest.approx(float(alone.normalizer), rel=1e-6)
+
+
+def share(batch: WindowBatch, rank: int, count: int) -> WindowBatch:
+    mine = slice(rank, None, count)
+    return WindowBatch(
+        batch.frames[mine], batch.mask[mine], batch.segments[mine], batch.labels[mine], batch.windows[mine]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "decays"),
+    [
+        ({"ema_warmup": False, "ema_decay": 0.9}, (0.9, 0.9, 0.9)),
+        ({"ema_warmup": True, "ema_decay": 0.999}, (1 / 10, 2 / 11, 3 / 12)),
+        ({"ema_warmup": True, "ema_decay": 0.15}, (1 / 10, 0.15, 0.15)),
+    ],
+)
+def test_ema(
+    make_run: Callable[..., FineTuning],
+    batches: list[WindowBatch],
+    options: dict[str, Any],
+    decays: tuple[float, ...],
+) -> None:
+    """Of the trained tensors, LoRA factors apart: ema = d ema + (1 - d) weight."""
+    run = make_run(optimizer=options)
+    expected = {name: value.double() for name, value in part(run.state(), "ema/").items()}
+    assert same(part(run.state(), "ema/"), part(run.state(), "student/"))
+    for decay, batch in zip(decays, batches, strict=False):
+        run.train_step(batch)
+        state = run.state()
+        for name, value in part(state, "student/").items():
+            expected[name] = decay * expected[name] + (1 - decay) * value.double()
+            torch.testing.assert_close(state[f"ema/{name}"].double(), expected[name], rtol=1e-6, atol=1e-7)
+    assert any(".lora_A." in name for name in expected) and any(".lora_B." in name for name in expected)
+
+
+def trained_values(run: FineTuning) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in run.student.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ema_student(make_run: Callable[..., FineTuning], batches: list[WindowBatch], fails: bool) -> None:
+    """EMA weights in eval mode inside; trained weights back outside, after an error too."""
+    run = make_run()
+    for batch in batches[:3]:
+        run.train_step(batch)
+    before, ema = trained_values(run), part(run.state(), "ema/")
+    assert not same(before, ema)
+    try:
+        with run.ema_student() as student:
+            assert not student.training
+            assert same(trained_values(run), ema)
+            if fails:
+                raise KeyError("evaluation")
+    except KeyError:
+        pass
+    assert same(trained_values(run), before)
+    assert same(part(run.state(), "ema/"), ema)
+    reference = make_run()
+    for batch in batches[:3]:
+        reference.train_step(batch)
+    assert run.train_step(batches[3]) == reference.train_step(batches[3])
+
+
+def test_best_model(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch], config: DetectorConfig, student: Model
+) -> None:
+    """The remembered EMA weights, not the last ones, with LoRA merged."""
+    run = make_run()
+    for batch in batches[:3]:
+        run.train_step(batch)
+    run.remember_best()
+    with run.ema_student() as detector, torch.no_grad():
+        expected = detector(batches[0].frames, batches[0].mask)
+    for batch in batches[3:]:
+        run.train_step(batch)
+    with run.ema_student() as detector, torch.no_grad():
+        last = detector(batches[0].frames, batches[0].mask)
+    model = run.best_model()
+    assert model.kept_blocks == student.kept_blocks and model.weights.keys() == student.weights.keys()
+    with torch.no_grad():
+        ours = to_detector(model, config, 4)(batches[0].frames, batches[0].mask)
+    torch.testing.assert_close(ours.logits, expected.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.offsets, expected.offsets, rtol=0, atol=1e-5)
+    assert float((last.logits - expected.logits).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("mode", ["lora", "lora_only", "full"])
+def test_only_what_trains_moves(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch], mode: str
+) -> None:
+    """Everything frozen stays bit for bit, the teacher too; what trains moves, but what cannot matter."""
+    run = make_run(alignment={"trainable": mode})
+    assert run.teacher is not None
+    before = {name: value.clone() for name, value in run.student.state_dict().items()}
+    guide = {name: value.clone() for name, value in run.teacher.state_dict().items()}
+    for batch in batches[:3]:
+        run.train_step(batch)
+    assert same(run.teacher.state_dict(), guide) and not run.teacher.training
+    moved = {n for n, value in run.student.state_dict().items() if not torch.equal(value, before[n])}
+    trained = set(trained_values(run))
+    assert moved - {"head.loss_normalizer"} <= trained
+    # Offsets that are cut off at 0 may leave a level's scale without a gradient.
+    assert not {name for name in trained - moved if "boundary_scales" not in name}
+
+
+def test_a_teacher_is_fitted_without_a_guide(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch], teacher: Model
+) -> None:
+    run = make_run(guide=None, start=teacher, alignment={"trainable": "full"}, optimizer={"epochs": 3})
+    losses = [run.train_step(batch) for batch in batches]
+    for terms in losses:
+        assert (terms.feature, terms.class_kl, terms.boundary_distillation) == (0, 0, 0)
+        assert terms.total == pytest.approx(terms.focal + terms.boundary)
+
+
+def test_terms_add_up(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
+    run = make_run(alignment={"feature_weight": 0.5, "class_weight": 2.0, "boundary_weight": 3.0})
+    terms = run.train_step(batches[0])
+    weighted = 0.5 * terms.feature + 2 * terms.class_kl + 3 * terms.boundary_distillation
+    assert min(asdict(terms).values()) > 0
+    assert terms.total == pytest.approx(terms.focal + terms.boundary + weighted, rel=1e-6)
+
+
+def test_training_lowers_the_loss(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
+    """What aligns, and the supervised part once the falling normaliser is taken out."""
+    run = make_run(optimizer={"head_lr": 3e-3, "epochs": 20, "schedule_epochs": 20})
+    history = [(run.train_step(batches[0]), float(run.normalizer)) for _ in range(40)]
+    (first, first_count), (last, last_count) = history[0], history[-1]
+    print(first,last,first_count,last_count)
+    assert (last.focal + last.boundary) * last_count < 0.6 * (first.focal + first.boundary) * first_count
+    assert last.feature + last.boundary_distillation < 0.6 * (first.feature + first.boundary_distillation)
+
+
+def test_rates_of_the_groups(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
+    """The grid moves the backbone group; the head keeps the recipe's rate."""
+    run = make_run()
+    for step, batch in enumerate(batches[:4]):
+        run.train_step(batch)
+        options = run.config.optimizer
+        rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
+        head = learning_rate(step, 3e-4, options, 2)
+        assert rates == {
+            "backbone": learning_rate(step, 1e-3, options, 2), "head": head, "head_no_decay": head
+        }  # fmt: skip
+    decays = {group["name"]: group["weight_decay"] for group in run.optimizer.param_groups}
+    assert decays == {"backbone": 0.05, "head": 0.05, "head_no_decay": 0.0}
+    alone = make_run(alignment={"trainable": "lora_only"})
+    assert [group["name"] for group in alone.optimizer.param_groups] == ["backbone"]
+
+
+def test_a_loss_that_is_not_finite(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch], student: Model
+) -> None:
+    """One line, naming step and rate; the step has not been taken."""
+    weights = dict(student.weights)
+    weights["head.class_output.bias"] = weights["head.class_output.bias"] * float("nan")
+    run = make_run(start=Model(student.kept_blocks, weights))
+    before = trained_values(run)
+    with pytest.raises(Diverged, match=r"^loss nan at step 0 with learning rate 0\.001$"):
+        run.train_step(batches[0])
+    assert run.step == 0
+    assert all(
+        torch.equal(value, before[n]) or n.endswith("class_output.bias")
+        for n, value in trained_values(run).items()
+    )
+
+
+def test_a_gradient_that_is_not_finite(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch]
+) -> None:
+    """The loss is still fine: without the check, weights and EMA would be lost one step later."""
+    run = make_run()
+    run.train_step(batches[0])
+    before, ema = trained_values(run), part(run.state(), "ema/")
+    run.student.backbone.patch_embed.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(Diverged, match=r"^gradient norm (nan|inf) at step 1 with learning rate 0\.001$"):
+        run.train_step(batches[1])
+    assert same(trained_values(run), before) and same(part(run.state(), "ema/"), ema)
+
+
+def test_half_precision(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
+    """Weights, losses and teacher targets near those of full precision; weights stay float32."""
+    exact, half = make_run(), make_run(autocast="bfloat16")
+    for batch in batches[:3]:
+        ours, theirs = (asdict(run.train_step(batch)) for run in (half, exact))
+        assert ours != theirs
+        assert ours == pytest.approx(theirs, rel=0.1)
+    assert {value.dtype for value in trained_values(half).values()} == {torch.float32}
+
+
+def test_the_loss_scale_is_resumed(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
+    """float16 trains with a scaled loss (on GPUs; here by hand): the scale and its counter go on."""
+
+    def scaled() -> FineTuning:
+        run = make_run()
+        run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        return run
+
+    whole = scaled()
+    for batch in batches[:3]:
+        whole.train_step(batch)
+    assert whole.scaler.get_scale() == 2048
+    checkpoint = load(save(whole.state()))
+    again = scaled()
+    again.load_state(checkpoint)
+    assert same(again.state(), checkpoint)
+    assert again.train_step(batches[3]) == whole.train_step(batches[3])
+    assert again.scaler.get_scale() == whole.scaler.get_scale() == 4096
+    make_run().load_state(checkpoint)  # a run without a scaler, as where the final model is taken out
+
+
+def test_checkpointing_changes_memory_not_numbers(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch]
+) -> None:
+    plain = make_run(drop_path=0.5)
+    saving = make_run(drop_path=0.5, optimizer={"activation_checkpointing": True})
+    for batch in batches[:2]:
+        assert saving.train_step(batch) == plain.train_step(batch)
+
+
+def test_padding_only_windows_are_no_division_by_zero(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch]
+) -> None:
+    """A batch without any instance."""
+    batch = batches[0]
+    nothing = WindowBatch(
+        batch.frames,
+        batch.mask,
+        tuple(segments[:0] for segments in batch.segments),
+        tuple(labels[:0] for labels in batch.labels),
+        batch.windows,
+    )
+    run = make_run()
+    terms = run.train_step(nothing)
+    assert (terms.boundary, terms.boundary_distillation) == (0, 0)
+    assert terms.focal > 0 and float(run.normalizer) == pytest.approx(0.9 * 100 + 0.1 * 1)
+
+
+def test_the_student_a_run_starts_from_is_left_alone(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch], student: Model, teacher: Model
+) -> None:
+    copies = [{n: v.copy() for n, v in model.weights.items()} for model in (student, teacher)]
+    run = make_run(alignment={"trainable": "full"})
+    run.train_step(batches[0])
+    run.train_step(batches[1])
+    for model, copy in zip((student, teacher), copies, strict=True):
+        assert all((model.weights[name] == value).all() for name, value in copy.items())
+
+
+def test_no_adapter_is_left_in_a_model(make_run: Callable[..., FineTuning], config: DetectorConfig) -> None:
+    run = make_run()
+    run.best_model()
+    assert isinstance(run.student, Detector)
+    assert from_detector(run.student).weights.keys() == Detector(config, 4, (0, 2, 3, 4)).state_dict().keys()
