@@ -6,7 +6,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import pyarrow as pa
+import torch
 
 from pbd_ray.cluster.inputs import given_teacher, open_data
 from pbd_ray.cluster.monitoring import say
@@ -111,10 +113,8 @@ def _test_quality(recipe: Recipe, split: Split, steps: Steps, model: Model) -> E
     experiment = recipe.experiment
     task = SweepTask("teacher-evaluation", TEACHER_ROUND, model, (), "map", "test")
     plan = plan_slices(split.test.videos, experiment.detector.grid, slice_count(recipe.execution))
-    tables: list[Any] = []
+    tables: list[pa.Table] = []
     steps.sweep(task, plan, lambda piece, table: tables.append(table))
-    import pyarrow as pa
-
     cost = _cost(recipe, len(split.fit.classes), model)
     rows = pa.concat_tables(tables)
     return evaluate(split.test, rows, None, experiment.evaluation, experiment.seed, model, cost)
@@ -123,6 +123,7 @@ def _test_quality(recipe: Recipe, split: Split, steps: Steps, model: Model) -> E
 @contextlib.contextmanager
 def _backend(recipe: Recipe) -> Iterator[None]:
     if recipe.execution.backend == "local":
+        torch.set_num_threads(recipe.execution.threads_per_worker)
         yield
         return
     with ray_session(recipe.execution, say):
@@ -139,7 +140,7 @@ def _steps(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> I
 
 
 def _bundle(
-    recipe: Recipe, classes: Sequence[str], model: Model, facts: Mapping[str, Any]
+    recipe: Recipe, classes: Sequence[str], model: Model, facts: Mapping[str, object]
 ) -> Mapping[str, bytes]:
     detector = to_detector(model, recipe.experiment.detector, len(classes))
     return bundle_files(detector, classes, facts)

@@ -56,7 +56,8 @@ def ray_session(execution: Execution, say: Callable[[str], None]) -> Iterator[No
     os.environ.update(environment)
     runtime_env: dict[str, Any] = {"env_vars": environment}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if inside_job() or execution.ray_address:
+    shared = inside_job() or execution.ray_address is not None
+    if shared:
         options["address"] = execution.ray_address or "auto"
     else:
         # Tune over Train frees the placement groups of ended trials through the dashboard's API.
@@ -71,7 +72,8 @@ def ray_session(execution: Execution, say: Callable[[str], None]) -> Iterator[No
     ray.init(runtime_env=runtime_env, **options)
     try:
         with _sigterm_as_interrupt():
-            _remove_orphaned_placement_groups()
+            if shared:
+                _remove_orphaned_placement_groups()
             require_resources(execution, say)
             yield
     finally:
@@ -145,8 +147,9 @@ def _autoscaler_runs() -> bool:
 
 def _remove_orphaned_placement_groups() -> None:
     """A driver killed while Train waited for its workers leaves placement groups that starve the next job."""
+    address = ray.get_runtime_context().gcs_address
     dead = {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}
-    for group in list_placement_groups(limit=1000, raise_on_missing_output=False):
+    for group in list_placement_groups(address, limit=1000, raise_on_missing_output=False):
         if group.creator_job_id in dead and group.state != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group.placement_group_id)))
 

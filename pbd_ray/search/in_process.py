@@ -26,7 +26,6 @@ Say = Callable[[str], None]
 
 def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say) -> Steps:
     """Steps that run one after the other, right here."""
-    torch.set_num_threads(recipe.execution.threads_per_worker)
     videos = {video.id: video for video in split.everything().videos}
     num_classes = len(split.fit.classes)
     device = torch.device(recipe.execution.device)

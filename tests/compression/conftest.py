@@ -77,8 +77,10 @@ def make_detector(config: DetectorConfig) -> Callable[..., Detector]:
         with torch.no_grad():
             for name, parameter in detector.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.15 * noise)
+                around_one = "norm" in name or "scale" in name
+                parameter.copy_(1 + 0.1 * noise if around_one else 0.15 * noise)
             detector.head.class_output.bias.sub_(2.0)
+            detector.head.boundary_output.bias.add_(1.0)  # else most boundaries are cut off at 0
         if kept_blocks is None:
             return detector.eval()
         smaller = Detector(config, num_classes, kept_blocks)

@@ -67,14 +67,21 @@ def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
 
 
-def assert_gradients_alike(ours: FineTuning, theirs: FineTuning) -> None:
-    """Adam's first moment is a sum of clipped gradients: unlike its steps, it does not blow noise up."""
-    prefix = "optimizer/exp_avg/"
-    moments, expected = part(ours.state(), prefix), part(theirs.state(), prefix)
-    assert moments.keys() == expected.keys()
-    largest = max(float(value.abs().max()) for value in expected.values())
-    for name, value in expected.items():
-        assert float((moments[name] - value).abs().max()) < 1e-5 * largest, name
+ROUNDING = ({"rel": 1e-5, "abs": 1e-7}, {"rel": 1e-5, "abs": 1e-7}, {"rel": 1e-3, "abs": 1e-5})
+"""Step 0 is taken with rate 0. From step 2 on weights differ: a step of Adam is as long as the rate even
+where the gradient is nothing but rounding."""
+
+
+def moments(run: FineTuning) -> dict[str, Tensor]:
+    """Adam's first moments: sums of clipped gradients."""
+    return part(run.state(), "optimizer/exp_avg/")
+
+
+def assert_alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    largest = max(float(value.abs().max()) for value in theirs.values())
+    for name, value in theirs.items():
+        assert float((ours[name] - value).abs().max()) < 1e-5 * largest, name
 
 
 def test_same_seeds_same_run(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
@@ -127,10 +134,11 @@ def test_accumulation_is_the_whole_batch(
 ) -> None:
     """In unequal parts too; windows hold different numbers of points and instances."""
     whole, pieces = make_run(), make_run(optimizer={"accumulation_steps": parts})
-    for batch in batches[:3]:
+    for step, batch in enumerate(batches[:3]):
         expected, ours = (asdict(run.train_step(batch)) for run in (whole, pieces))
-        assert ours == pytest.approx(expected, rel=1e-5, abs=1e-7)
-    assert_gradients_alike(pieces, whole)
+        assert ours == pytest.approx(expected, **ROUNDING[step])
+        if step < 2:
+            assert_alike(moments(pieces), moments(whole))
     assert float(pieces.normalizer) == float(whole.normalizer)
 
 
@@ -227,7 +235,7 @@ def test_ranks_are_one_process_with_the_same_global_batch(
 ) -> None:
     """Unequal shares: of 3 windows, rank 0 of 2 gets two. Losses, gradients, normaliser, to rounding."""
     alone = make_run()
-    expected = [asdict(alone.train_step(batch)) for batch in batches[:3]]
+    expected = [(asdict(alone.train_step(batch)), moments(alone)) for batch in batches[:3]]
     ranks = Ranks(count)
 
     def work(rank: int) -> tuple[FineTuning, list[Any]]:
@@ -237,13 +245,17 @@ def test_ranks_are_one_process_with_the_same_global_batch(
             collective=collective,
             wrap=lambda module: Averaging(module, collective),
         )
-        return run, [asdict(run.train_step(share(batch, rank, count))) for batch in batches[:3]]
+        steps = [share(batch, rank, count) for batch in batches[:3]]
+        return run, [(asdict(run.train_step(mine)), moments(run)) for mine in steps]
 
-    for run, losses in ranks.run(work):
-        for ours, theirs in zip(losses, expected, strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
-        assert_gradients_alike(run, alone)
-        assert float(run.normalizer) == pytest.approx(float(alone.normalizer), rel=1e-6)
+    for run, history in ranks.run(work):
+        for step, ((ours, our_moments), (theirs, their_moments)) in enumerate(
+            zip(history, expected, strict=True)
+        ):
+            assert ours == pytest.approx(theirs, **ROUNDING[step])
+            if step < 2:
+                assert_alike(our_moments, their_moments)
+        assert float(run.normalizer) == float(alone.normalizer)
 
 
 def share(batch: WindowBatch, rank: int, count: int) -> WindowBatch:
@@ -368,14 +380,19 @@ def test_terms_add_up(make_run: Callable[..., FineTuning], batches: list[WindowB
     assert terms.total == pytest.approx(terms.focal + terms.boundary + weighted, rel=1e-6)
 
 
-def test_training_lowers_the_loss(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
-    """What aligns, and the supervised part once the falling normaliser is taken out."""
-    run = make_run(optimizer={"head_lr": 3e-3, "epochs": 20, "schedule_epochs": 20})
-    history = [(run.train_step(batches[0]), float(run.normalizer)) for _ in range(40)]
+def test_training_lowers_the_losses(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch], teacher: Model
+) -> None:
+    """Supervised ones, once the falling normaliser is taken out, and the student's distance to its teacher."""
+    options = {"head_lr": 3e-3, "epochs": 20, "schedule_epochs": 20}
+    alone = make_run(optimizer=options, guide=None, start=teacher, alignment={"trainable": "full"})
+    guided = make_run(optimizer=options)
+    history = [(alone.train_step(batches[0]), float(alone.normalizer)) for _ in range(40)]
     (first, first_count), (last, last_count) = history[0], history[-1]
-    print(first,last,first_count,last_count)
-    assert (last.focal + last.boundary) * last_count < 0.6 * (first.focal + first.boundary) * first_count
-    assert last.feature + last.boundary_distillation < 0.6 * (first.feature + first.boundary_distillation)
+    assert last.focal * last_count < 0.7 * first.focal * first_count
+    assert last.boundary * last_count < 0.7 * first.boundary * first_count
+    distances = [guided.train_step(batches[0]).feature for _ in range(40)]
+    assert distances[-1] < 0.3 * distances[0]
 
 
 def test_rates_of_the_groups(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
@@ -431,7 +448,7 @@ def test_half_precision(make_run: Callable[..., FineTuning], batches: list[Windo
     for batch in batches[:3]:
         ours, theirs = (asdict(run.train_step(batch)) for run in (half, exact))
         assert ours != theirs
-        assert ours == pytest.approx(theirs, rel=0.1)
+        assert ours == pytest.approx(theirs, rel=0.1, abs=0.01)
     assert {value.dtype for value in trained_values(half).values()} == {torch.float32}
 
 
