@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pbd_ray.config import UserError, load_recipe
+from pbd_ray.cluster.monitoring import exit_status
+from pbd_ray.config import load_recipe
 
 
 def main() -> int:
@@ -21,18 +22,17 @@ def main() -> int:
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--print-config", action="store_true", help="print the whole recipe and stop")
     arguments = parser.parse_args()
-    try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        if arguments.print_config:
-            print(recipe.to_yaml(), end="")
-            return 0
-        from pbd_ray.cluster.run import run_compression
+    return exit_status(lambda: run(arguments))
 
-        run_compression(recipe)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def run(arguments: argparse.Namespace) -> None:
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.print_config:
+        print(recipe.to_yaml(), end="")
+        return
+    from pbd_ray.cluster.run import run_compression
+
+    run_compression(recipe)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from pbd_ray.config import UserError, load_recipe
+from pbd_ray.cluster.monitoring import exit_status
+from pbd_ray.config import load_recipe
 
 
 def main() -> int:
@@ -23,16 +24,15 @@ def main() -> int:
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="the bundle to write")
     arguments = parser.parse_args()
-    try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        from pbd_ray.cluster.run import run_teacher
+    return exit_status(lambda: run(arguments))
 
-        overrides = shlex.join(arguments.overrides)
-        run_teacher(recipe, arguments.output, f"jobs/train_teacher.py {arguments.recipe} {overrides}".strip())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def run(arguments: argparse.Namespace) -> None:
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from pbd_ray.cluster.run import run_teacher
+
+    command = shlex.join(["jobs/train_teacher.py", arguments.recipe, *arguments.overrides])
+    run_teacher(recipe, arguments.output, command)
 
 
 if __name__ == "__main__":

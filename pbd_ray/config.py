@@ -30,6 +30,11 @@ class UserError(ValueError):
     """What a user can cause and mend: jobs print the message, one line, and exit with status 2."""
 
 
+class RunError(RuntimeError):
+    """The run cannot go on, though nothing the user wrote is wrong. What is committed stays, and the
+    same command goes on from there: jobs print the message, one line, and exit with status 1."""
+
+
 class ConfigError(UserError):
     """A recipe, an override or a path in it is wrong."""
 

@@ -18,6 +18,8 @@ SHARED = Path(__file__).parents[2] / "shared"
 def shared() -> Path:
     """The folder of reference numbers and real data beside the project."""
     if not SHARED.is_dir():
+        if os.environ.get("PBD_RAY_REQUIRE_SHARED") == "1":
+            pytest.fail("PBD_RAY_REQUIRE_SHARED is set but ../shared is not there")
         pytest.skip("the reference data (../shared) is not on this machine")
     return SHARED
 
@@ -26,3 +28,18 @@ def shared() -> Path:
 def fixed_seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+TINY = str(Path(__file__).parent / "recipes" / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> str:
+    """A recipe that runs every stage in seconds."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def video_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the embedded videos of tiny recipes are generated, once for all tests."""
+    return tmp_path_factory.mktemp("cache")

@@ -25,12 +25,12 @@ from pbd_ray.cluster.session import HEAD_RESOURCE, worker_capacity
 from pbd_ray.cluster.train_loop import read_checkpoint
 from pbd_ray.compression.epochs import EpochReport, choose_run, curves_table, finished_model
 from pbd_ray.compression.jobs import FineTuneJob
-from pbd_ray.config import Recipe
+from pbd_ray.config import Recipe, RunError
 from pbd_ray.search.state import Alignment
 
 
-class AlignmentFailed(RuntimeError):
-    """No learning rate ended with a usable model, or the sweep was interrupted."""
+class AlignmentFailed(RunError):
+    """No learning rate ended with a usable model."""
 
 
 def sweep_learning_rates(
@@ -50,7 +50,8 @@ def sweep_learning_rates(
         storage: directory or URI for Tune's and Train's files.
 
     Raises:
-        AlignmentFailed: every run diverged or failed, or some did not end.
+        AlignmentFailed: every run diverged or failed.
+        KeyboardInterrupt: some did not end.
     """
     execution = recipe.execution
     shared = TrialSpec(ray.put(job), name, storage, recipe)
@@ -73,8 +74,8 @@ def sweep_learning_rates(
     results = [grid[place] for place in range(len(grid))]
     ended = {tuple(result.config["grid"]): result for result in results if result.config}
     missing = [rate for index, rate in enumerate(learning_rates) if (index, rate) not in ended]
-    if missing:  # an interrupted fit returns without an error
-        raise AlignmentFailed(f"{name}: interrupted before learning rates {missing} ended")
+    if missing:  # Tune takes an interrupt for itself and returns as if all were well
+        raise KeyboardInterrupt(f"{name}: learning rates {missing} have not ended")
     return _choose(job, [ended[pair] for pair in enumerate(learning_rates)], storage, say)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+
+from pbd_ray.config import RunError, UserError
 
 _START = time.monotonic()
 
@@ -12,6 +15,23 @@ def say(line: str) -> None:
     """Print one line of progress, with minutes and seconds since the start of this process."""
     minutes, seconds = divmod(int(time.monotonic() - _START), 60)
     print(f"[{minutes:3d}:{seconds:02d}] {line}", flush=True)
+
+
+def exit_status(action: Callable[[], object]) -> int:
+    """Run a job's action; what can go wrong in a known way ends in one line and not in a traceback.
+
+    Returns:
+        0; 2 for what the user can mend; 1 for a run that cannot go on; 130 after an interrupt.
+    """
+    try:
+        action()
+    except (UserError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
 
 
 def throttled(seconds: float) -> Callable[[str], None]:

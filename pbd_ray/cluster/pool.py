@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from pbd_ray.cluster.session import worker_capacity, worker_resources
-from pbd_ray.config import Recipe
+from pbd_ray.config import Recipe, RunError
 from pbd_ray.data.annotations import Annotations, Video
 from pbd_ray.search.state import Model, Slice, SweepTask
 
@@ -27,7 +27,7 @@ _POLL_SECONDS = 1.0
 _LATENCY_WARMUP, _LATENCY_REPEATS = 3, 15
 
 
-class WorkersLost(RuntimeError):
+class WorkersLost(RunError):
     """A slice took down one worker after another."""
 
 

@@ -171,7 +171,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException:
         if terminated:
             sys.exit(143)
         raise

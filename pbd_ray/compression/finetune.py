@@ -24,7 +24,7 @@ from pbd_ray.compression.blocks import Model, from_detector, to_detector
 from pbd_ray.compression.lora import merge_lora, prepare_student
 from pbd_ray.compression.precision import Autocast, autocast_context
 from pbd_ray.compression.schedule import ema_decay, learning_rate
-from pbd_ray.config import AlignmentConfig, DetectorConfig
+from pbd_ray.config import AlignmentConfig, DetectorConfig, RunError
 from pbd_ray.data.dataset import WindowBatch
 from pbd_ray.detector.detector import Detector, DetectorOutput
 from pbd_ray.detector.losses import (
@@ -36,7 +36,7 @@ from pbd_ray.detector.losses import (
 from pbd_ray.detector.points import pyramid_mask
 
 
-class Diverged(ValueError):
+class Diverged(RunError):
     """A loss is not finite; the message says at which step and with which learning rate."""
 
 

@@ -1,0 +1,254 @@
+"""Whole fine-tuning runs on small generated videos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pbd_ray.compression import epochs
+from pbd_ray.compression.blocks import Model, to_detector
+from pbd_ray.compression.epochs import (
+    CURVES_SCHEMA,
+    EpochReport,
+    choose_run,
+    curves_table,
+    epoch_batches,
+    finished_model,
+    run_epochs,
+)
+from pbd_ray.compression.finetune import Diverged, LossTerms
+from pbd_ray.compression.jobs import FineTuneJob
+from pbd_ray.compression.scoring import detect_video
+from pbd_ray.metrics.mean_ap import mean_average_precision
+
+LOSSES = LossTerms(1.0, 2.0, 3.0, 4.0, 5.0, 15.0)
+WITH_DROP_PATH = (
+    "detector.backbone.drop_path=0.5",
+    "detector.head.drop_path=0.5",
+    "detector.grid.augmentation=full",
+)
+
+
+def untimed(reports: Sequence[EpochReport]) -> list[EpochReport]:
+    return [replace(report, seconds=0.0) for report in reports]
+
+
+def whole_run(job: FineTuneJob, **rest: Any) -> tuple[list[EpochReport], list[dict[str, Tensor]], Any]:
+    """Reports, the state after every epoch, and the run itself."""
+    reports, states, tuning = [], [], None
+    for report, tuning in run_epochs(job, **rest):
+        reports.append(report)
+        states.append(tuning.state())
+    return untimed(reports), states, tuning
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_job_twice(make_job: Callable[..., FineTuneJob]) -> None:
+    """Reports and weights, bit for bit, whatever ran before; another place in the grid, other draws."""
+    job = make_job(*WITH_DROP_PATH)
+    torch.manual_seed(1)
+    reports, states, run = whole_run(job)
+    torch.manual_seed(2)
+    again, other_states, other_run = whole_run(job)
+    assert reports == again and same(states[-1], other_states[-1])
+    ours, theirs = run.best_model(), other_run.best_model()
+    assert ours.kept_blocks == theirs.kept_blocks == (0, 2, 3, 4)
+    assert all((ours.weights[name] == value).all() for name, value in theirs.weights.items())
+    assert [report.epoch for report in reports] == [0, 1, 2]
+    for change in ({"grid_index": 1}, {"round": 2}):
+        assert whole_run(replace(job, **change))[0][0].losses != reports[0].losses
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_resuming_after_an_epoch(make_job: Callable[..., FineTuneJob], done: int) -> None:
+    """History, final state and final model are those of the run that was never interrupted."""
+    job = make_job(*WITH_DROP_PATH)
+    reports, states, run = whole_run(job)
+    rest, later_states, _ = whole_run(job, history=reports[:done], state=states[done - 1])
+    assert reports[:done] + rest == reports
+    final = later_states[-1] if later_states else states[done - 1]
+    assert same(final, states[-1])
+    ours, theirs = finished_model(job, final), run.best_model()
+    assert ours.kept_blocks == theirs.kept_blocks
+    assert all((ours.weights[name] == value).all() for name, value in theirs.weights.items())
+
+
+def test_the_finished_model_is_what_was_measured(make_job: Callable[..., FineTuneJob], config: Any) -> None:
+    """The best epoch's selection mAP, measured again on the model that comes out."""
+    job = make_job()
+    reports, states, _ = whole_run(job)
+    detector = to_detector(finished_model(job, states[-1]), config, 4)
+    tables = [
+        detect_video(detector, video, job.source, job.window_batch, torch.device("cpu"))
+        for video in job.selection.videos
+    ]
+    names = [video.id for video in job.selection.videos]
+    quality = mean_average_precision(
+        job.selection.ground_truth(), epochs.pa.concat_tables(tables), (0.3, 0.4, 0.5, 0.6, 0.7), 4, names
+    )
+    best = [report for report in reports if report.best][-1]
+    assert best.selection_map == pytest.approx(quality.map[0.5], abs=1e-6)
+    assert best.selection_average_map == pytest.approx(quality.average_map, abs=1e-6)
+
+
+@dataclass(frozen=True)
+class Quality:
+    map: float
+    average_map: float
+
+    def at(self, tiou: Any) -> float:
+        return self.map
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, values: Sequence[tuple[float, float]]) -> None:
+    """The selection mAPs that will be 'measured', in turn."""
+    left = iter(values)
+    monkeypatch.setattr(epochs, "mean_average_precision", lambda *_: Quality(*next(left)))
+
+
+BEST = [
+    ("the higher mAP", [(0.2, 0.9), (0.4, 0.1), (0.3, 0.9)], [True, True, False]),
+    ("then the better average", [(0.4, 0.1), (0.4, 0.2), (0.4, 0.15)], [True, True, False]),
+    ("then the earlier epoch", [(0.4, 0.2), (0.4, 0.2), (0.4, 0.2)], [True, False, False]),
+    ("all zero", [(0.0, 0.0), (0.0, 0.0), (0.0, 0.0)], [True, False, False]),
+    ("the last", [(0.1, 0.1), (0.2, 0.1), (0.3, 0.1)], [True, True, True]),
+]
+
+
+@pytest.mark.parametrize(("values", "best"), [pytest.param(*case[1:], id=case[0]) for case in BEST])
+def test_best_epoch(
+    make_job: Callable[..., FineTuneJob],
+    monkeypatch: pytest.MonkeyPatch,
+    values: list[tuple[float, float]],
+    best: list[bool],
+) -> None:
+    """Its EMA weights come out in the end, after a restart too; `choose_run` names the same epoch."""
+    job = make_job()
+    scripted(monkeypatch, values)
+    reports, states, _ = whole_run(job)
+    assert [report.best for report in reports] == best
+    assert [(report.selection_map, report.selection_average_map) for report in reports] == values
+    chosen = max(epoch for epoch, is_best in enumerate(best) if is_best)
+    for name, value in states[-1].items():
+        if name.startswith("best/"):
+            assert torch.equal(value, states[chosen][name.replace("best/", "ema/")]), name
+    assert choose_run([reports]) == (0, chosen)
+    scripted(monkeypatch, values[1:])
+    rest, later_states, _ = whole_run(job, history=reports[:1], state=states[0])
+    assert rest == reports[1:] and same(later_states[-1], states[-1])
+
+
+@pytest.mark.parametrize(
+    ("every", "measured"), [(1, [0, 1, 2, 3]), (2, [1, 3]), (3, [2, 3]), (4, [3]), (9, [3])]
+)
+def test_selection_every_so_many_epochs(
+    make_job: Callable[..., FineTuneJob], every: int, measured: list[int]
+) -> None:
+    job = make_job("alignment.optimizer.epochs=4", f"alignment.select_every_epochs={every}")
+    reports = [report for report, _ in run_epochs(job)]
+    found = [report.epoch for report in reports if report.selection_map is not None]
+    assert found == measured
+    assert all((report.selection_average_map is None) == (report.selection_map is None) for report in reports)
+    assert reports[measured[0]].best
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, [1, 1, 1, 1]), (2, [2, 2]), (3, [3]), (4, [4]), (7, [4])])
+def test_batches_of_an_epoch(make_job: Callable[..., FineTuneJob], size: int, expected: list[int]) -> None:
+    """No video twice; what does not fill a batch is left out, unless it is all there is."""
+    job = make_job(f"alignment.optimizer.batch_size={size}")
+    names = {video.id for video in job.fit.videos}
+    orders = []
+    for epoch in range(8):
+        batches = epoch_batches(job, epoch)
+        assert [len(batch) for batch in batches] == expected
+        order = [video.id for batch in batches for video in batch]
+        assert len(set(order)) == len(order) and set(order) <= names
+        assert epoch_batches(job, epoch) == batches
+        orders.append(order)
+    assert len({tuple(order) for order in orders}) > 3
+    assert {name for order in orders for name in order} == names
+
+
+def test_batches_depend_on_seed_and_round_not_on_the_grid(make_job: Callable[..., FineTuneJob]) -> None:
+    """Every learning rate sees the same videos in the same order."""
+
+    def order(job: FineTuneJob) -> list[str]:
+        return [v.id for epoch in range(4) for batch in epoch_batches(job, epoch) for v in batch]
+
+    job = make_job()
+    assert order(replace(job, grid_index=3, learning_rate=1.0)) == order(job)
+    assert order(replace(job, round=2)) != order(job)
+    assert order(make_job("seed=1")) != order(job)
+
+
+def report(rate: float, epoch: int, quality: float | None, average: float | None) -> EpochReport:
+    return EpochReport(epoch, rate, LOSSES, quality, average, False, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("histories", "expected"),
+    [
+        pytest.param([[(1e-4, 0.1, 0.9), (1e-4, 0.3, 0.1)], [(1e-3, 0.2, 0.9)]], (0, 1), id="mAP"),
+        pytest.param([[(1e-4, 0.3, 0.1)], [(1e-3, 0.3, 0.2)]], (1, 0), id="then average mAP"),
+        pytest.param([[(1e-3, 0.3, 0.2)], [(1e-4, 0.3, 0.2)]], (1, 0), id="then the lower rate"),
+        pytest.param([[(1e-4, 0.3, 0.2), (1e-4, 0.3, 0.2)]], (0, 0), id="then the earlier epoch"),
+        pytest.param(
+            [[(1e-3, 0.3, 0.2)], [(1e-4, 0.1, 0.1), (1e-4, 0.3, 0.2)]], (1, 1), id="the rate before the epoch"
+        ),
+        pytest.param([[(1e-4, None, None), (1e-4, 0.0, 0.0)]], (0, 1), id="not measured"),
+        pytest.param([[(1e-3, 0.0, 0.0)], [(1e-4, 0.0, 0.0)]], (1, 0), id="all zero"),
+    ],
+)
+def test_choose_run(histories: list[list[Any]], expected: tuple[int, int]) -> None:
+    made = [
+        [report(rate, epoch, quality, average) for epoch, (rate, quality, average) in enumerate(history)]
+        for history in histories
+    ]
+    assert choose_run(made) == expected
+
+
+def test_curves() -> None:
+    """Every epoch of every run; nothing measured, since the table is hashed."""
+    table = curves_table(
+        [[report(1e-4, 0, None, None), report(1e-4, 1, 0.5, 0.25)], [report(1e-3, 0, 0.5, 0.5)]]
+    )
+    assert table.schema == CURVES_SCHEMA and "seconds" not in table.column_names
+    assert table.to_pylist()[1] == {
+        "learning_rate": 1e-4, "epoch": 1, **asdict(LOSSES), "selection_map": 0.5, "selection_average_map": 0.25
+    }  # fmt: skip
+    assert table["selection_map"].to_pylist() == [None, 0.5, 0.5]
+    assert curves_table([]).schema == CURVES_SCHEMA
+
+
+@pytest.mark.parametrize("mode", ["full", "lora_only"])
+def test_other_trainable_sets(make_job: Callable[..., FineTuneJob], mode: str) -> None:
+    """A whole run; the teacher's job is one of them."""
+    job = make_job(f"alignment.trainable={mode}", "alignment.optimizer.epochs=1")
+    (first,) = (epoch for epoch, _ in run_epochs(job))
+    assert first.best and math.isfinite(first.losses.total)
+
+
+@pytest.mark.parametrize("autocast", ["none", "bfloat16"])
+def test_precision_of_training_and_selection(make_job: Callable[..., FineTuneJob], autocast: str) -> None:
+    job = make_job(f"autocast={autocast}", "alignment.optimizer.epochs=1")
+    exact = next(iter(run_epochs(make_job("alignment.optimizer.epochs=1"))))[0]
+    half = next(iter(run_epochs(job)))[0]
+    assert (half.losses == exact.losses) == (autocast == "none")
+    assert half.losses.total == pytest.approx(exact.losses.total, rel=0.05)
+
+
+def test_divergence_ends_the_run(make_job: Callable[..., FineTuneJob], student: Model) -> None:
+    weights = dict(student.weights)
+    weights["head.class_output.bias"] = weights["head.class_output.bias"] * math.nan
+    job = make_job(student=Model(student.kept_blocks, weights), learning_rate=0.25)
+    with pytest.raises(Diverged, match=r"^loss nan at step 0 with learning rate 0\.25$"):
+        next(iter(run_epochs(job)))

@@ -1,0 +1,114 @@
+"""The main job on a real Ray: the same result as in one process, whatever kills it; nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pbd_ray.cluster.run import run_compression
+from pbd_ray.config import load_recipe
+from pbd_ray.search.verify import verify
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+Start = Callable[[Sequence[str]], Any]
+
+
+@pytest.fixture(scope="module")
+def in_process(tiny_recipe: str, video_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the same recipe, run in this process without Ray."""
+    run_dir = tmp_path_factory.mktemp("local") / "run"
+    run_compression(load_recipe(tiny_recipe, [*_overrides(run_dir, video_cache), "backend=local"]))
+    return run_dir
+
+
+@pytest.mark.chaos
+def test_killed_in_round_two_goes_on_to_the_same_result(
+    start: Start, in_process: Path, tiny_recipe: str, video_cache: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while round 2 is scored; the same command scores nothing twice and ends bit for bit alike."""
+    run_dir = tmp_path / "run"
+    command = ["jobs/compress.py", tiny_recipe, *_overrides(run_dir, video_cache)]
+    scores = run_dir / "rounds" / "02" / "scores"
+    driver = start(command)
+    driver.wait_until(lambda: len(list(scores.glob("[0-9]*.parquet"))) > 0)
+    driver.process.send_signal(signal.SIGKILL)
+    driver.process.wait(10)
+    driver.assert_nothing_left()
+    written = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.parquet")}
+
+    again = start(command)
+    log = again.wait()
+    assert again.process.returncode == 0, log
+    again.assert_nothing_left()
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert _results(run_dir) == _results(in_process)
+    assert _dropped(run_dir) == _dropped(in_process)
+    assert verify(str(run_dir)) == []
+    assert "stop: dropped 2 of at most 2 blocks" in log
+    assert "mAP@0.5 - teacher (interval)" in log
+
+
+def test_terminated_leaves_nothing(start: Start, tiny_recipe: str, video_cache: Path, tmp_path: Path) -> None:
+    """SIGTERM, as `ray job stop` sends it: exit status 143 and no process left."""
+    run_dir = tmp_path / "run"
+    driver = start(["jobs/compress.py", tiny_recipe, *_overrides(run_dir, video_cache)])
+    driver.wait_until(lambda: (run_dir / "ray").is_dir() and len(driver.processes()) > 8)
+    driver.process.send_signal(signal.SIGTERM)
+    log = driver.wait(60)
+    assert driver.process.returncode == 143, log
+    driver.assert_nothing_left()
+
+
+def test_submitted_job(start: Start, video_cache: Path, tmp_path: Path) -> None:
+    """`make demo` on fewer videos: a real job, candidates and learning rates as Tune trials, a table."""
+    run_dir = tmp_path / "run"
+    trials: set[str] = set()
+
+    def finished() -> bool:
+        trials.update(path.parent.name for path in run_dir.glob("ray/*-tune/*/result.json"))
+        return (run_dir / "frontier.png").is_file()
+
+    small = [
+        "experiment.data.synthetic.fit_videos=6",
+        "experiment.data.synthetic.selection_videos=3",
+        "experiment.data.synthetic.test_videos=4",
+        "experiment.alignment.optimizer.epochs=1",
+        "experiment.alignment.optimizer.schedule_epochs=1",
+        "experiment.alignment.learning_rates=[1e-4,1e-3]",
+        "experiment.stopping.max_drops=1",
+    ]
+    driver = start(["-m", "pbd_ray.cluster.demo", *_overrides(run_dir, video_cache), *small])
+    driver.wait_until(finished, 500)
+    log = driver.wait(60)
+    assert driver.process.returncode == 0, log
+    driver.assert_nothing_left()
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert [len(entry["kept_blocks"]) for entry in summary["rounds"]] == [7]
+    assert summary["rounds"][0]["lr"] in (1e-4, 1e-3)
+    assert set(summary["rounds"][0]["scores"]) == {str(block) for block in range(8)}
+    assert {f"round-01-scores-block-{block:02d}" for block in range(8)} <= trials
+    assert sum("-lr-" in name for name in trials) == 2
+    assert "ray job submit --working-dir . -- python jobs/compress.py demo" in log
+    assert "drop block" in log
+    assert "mAP@0.5 - teacher (interval)" in log
+    assert "SUCCEEDED" in log
+
+
+def _overrides(run_dir: Path, cache: Path) -> list[str]:
+    return [f"run_dir={run_dir}", f"cache_dir={cache}"]
+
+
+def _results(run_dir: Path) -> list[str]:
+    folders = [run_dir / "teacher", *sorted((run_dir / "rounds").iterdir())]
+    return [json.loads((folder / "commit.json").read_text())["result"] for folder in folders]
+
+
+def _dropped(run_dir: Path) -> list[int]:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    return [entry["dropped_block"] for entry in summary["rounds"]]

@@ -1,0 +1,174 @@
+"""What a user can get wrong ends in one line that names it, exit status 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pbd_ray.config import load_recipe
+from pbd_ray.data import synthetic
+
+
+@pytest.fixture(scope="module")
+def videos(tiny_recipe: str, video_cache: Path) -> Path:
+    """A folder of real videos with their annotations, as a user has it."""
+    config = load_recipe(tiny_recipe).experiment.data.synthetic
+    assert config is not None
+    return synthetic.ensure(config, video_cache)
+
+
+@pytest.fixture
+def own_data(videos: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(videos, tmp_path / "videos"))
+
+
+def own(data: Path, run_dir: Path) -> list[str]:
+    """Overrides that read `data` as a user's files."""
+    return [
+        "experiment.data.source=files",
+        "experiment.data.synthetic=null",
+        f"data_root={data}",
+        f"annotations={data / 'annotations.json'}",
+        f"run_dir={run_dir}",
+        "backend=local",
+    ]
+
+
+def first_fit_video(data: Path) -> Path:
+    return min(data.glob("fit_*.mp4"))
+
+
+def remove_annotations(data: Path) -> str:
+    (data / "annotations.json").unlink()
+    return "annotations.json: cannot be read"
+
+
+def remove_video(data: Path) -> str:
+    first_fit_video(data).unlink()
+    return "no file for video 'fit_0000'"
+
+
+def empty_video(data: Path) -> str:
+    first_fit_video(data).write_bytes(b"")
+    return "fit_0000.mp4: the video file is empty"
+
+
+def garbage_video(data: Path) -> str:
+    first_fit_video(data).write_bytes(b"this is no video" * 100)
+    return "fit_0000.mp4: not a video"
+
+
+def other_video(data: Path) -> str:
+    """A file that opens, but is not the annotated one."""
+    annotations = json.loads((data / "annotations.json").read_text())
+    entry = annotations["database"]["fit_0000"]
+    entry["frame"] *= 2
+    entry["fps"] *= 2
+    (data / "annotations.json").write_text(json.dumps(annotations))
+    return "its annotation says"
+
+
+def reversed_segment(data: Path) -> str:
+    annotations = json.loads((data / "annotations.json").read_text())
+    annotations["database"]["fit_0000"]["annotations"][0]["segment"] = [3.0, 1.0]
+    (data / "annotations.json").write_text(json.dumps(annotations))
+    return "the segment ends before it starts"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [remove_annotations, remove_video, empty_video, garbage_video, other_video, reversed_segment],
+)
+def test_spoiled_data(
+    spoil: Callable[[Path], str],
+    own_data: Path,
+    tiny_recipe: str,
+    tmp_path: Path,
+    run_job: Callable[..., Any],
+) -> None:
+    expected = spoil(own_data)
+    outcome = run_job("compress.py", tiny_recipe, *own(own_data, tmp_path / "run"))
+    assert outcome.status == 2
+    assert expected in _error(outcome.err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nosuch"], "recipe 'nosuch' is neither a file nor one of: activitynet"),
+        (["demo", "alignment.ranks=3"], "unknown key 'experiment.alignment.ranks'"),
+        (["demo", "max_workers=0"], "execution.max_workers"),
+        (["demo", "seed"], "override 'seed' is not of the form key=value"),
+        (["demo", "experiment.scoring.criterion=loss"], "experiment.scoring.criterion"),
+        (["demo", "stopping.max_drops=8"], "stopping.max_drops 8 must leave a block"),
+        (["demo", "device=cuda"], "gpus_per_worker is 0"),
+        (["thumos14_videomae_s"], "execution.annotations is not set"),
+    ],
+)
+def test_wrong_recipe(arguments: list[str], expected: str, run_job: Callable[..., Any]) -> None:
+    outcome = run_job("compress.py", *arguments)
+    assert outcome.status == 2
+    assert expected in _error(outcome.err)
+
+
+def test_teacher_of_another_shape(
+    own_data: Path, tiny_recipe: str, tmp_path: Path, run_job: Callable[..., Any]
+) -> None:
+    shipped = Path(synthetic.__file__).parents[1] / "demo_teacher"
+    arguments = [*own(own_data, tmp_path / "run"), f"teacher.source={shipped}"]
+    outcome = run_job("compress.py", tiny_recipe, *arguments)
+    assert outcome.status == 2
+    assert "grid.window_frames is 128, experiment.detector.grid.window_frames is 32" in _error(outcome.err)
+
+
+def test_run_dir_of_another_recipe(
+    tiny_recipe: str, tmp_path: Path, video_cache: Path, run_job: Callable[..., Any]
+) -> None:
+    """The one clear line names the difference; the run that is there stays as it is."""
+    common = [tiny_recipe, f"run_dir={tmp_path / 'run'}", f"cache_dir={video_cache}", "backend=local"]
+    assert run_job("compress.py", *common, "stopping.max_drops=0").status == 0
+    before = _content(tmp_path / "run")
+    outcome = run_job("compress.py", *common, "stopping.max_drops=0", "experiment.seed=5")
+    assert outcome.status == 2
+    assert "holds another experiment: seed: 0 -> 5" in _error(outcome.err)
+    assert _content(tmp_path / "run") == before
+
+
+@pytest.mark.integration
+def test_gpu_recipe_without_gpu(tiny_recipe: str, tmp_path: Path, video_cache: Path) -> None:
+    """As a process of its own, for the real exit status."""
+    job = Path(__file__).parents[2] / "jobs" / "compress.py"
+    overrides = [
+        "device=cuda",
+        "gpus_per_worker=1",
+        f"run_dir={tmp_path / 'run'}",
+        f"cache_dir={video_cache}",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(job), tiny_recipe, *overrides], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2, done.stderr
+    assert "1 GPU a worker" in done.stderr
+    assert "at most" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def _error(text: str) -> str:
+    """The error line; there must be exactly one, and no traceback."""
+    assert "Traceback" not in text
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,62 @@
+"""The whole loop on real files and real pieces, in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pbd_ray.cluster.run import run_compression
+from pbd_ray.config import load_recipe
+
+BLOCKS = 4
+
+
+@pytest.mark.parametrize("criterion", ["map", "train_loss", "mse"])
+def test_every_criterion_selects_a_block(
+    criterion: str, tiny_recipe: str, video_cache: Path, tmp_path: Path
+) -> None:
+    summary = _run(
+        tiny_recipe,
+        video_cache,
+        tmp_path,
+        f"experiment.scoring.criterion={criterion}",
+        "stopping.max_drops=1",
+    )
+    decision = summary.rounds[0].decision
+    assert decision is not None
+    assert decision.criterion == criterion
+    assert decision.dropped_block in range(BLOCKS)
+    assert {score.block for score in decision.scores} - {-1} == set(range(BLOCKS))
+    fit_videos = 6
+    assert all(score.videos == fit_videos for score in decision.scores)
+    if criterion != "map":  # lowest wins; the mAP of so small a teacher is 0 for every candidate
+        candidates = {score.block: score.score for score in decision.scores if score.block >= 0}
+        assert decision.dropped_block == min(candidates, key=lambda block: (candidates[block], block))
+        assert len(set(candidates.values())) == BLOCKS
+
+
+def test_macs_fall_by_the_dropped_share(tiny_recipe: str, video_cache: Path, tmp_path: Path) -> None:
+    summary = _run(tiny_recipe, video_cache, tmp_path)
+    macs = [summary.teacher.evaluation.macs, *(record.evaluation.macs for record in summary.rounds)]
+    assert macs[0] - macs[1] == macs[1] - macs[2] > 0
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [entry["macs"] for entry in (written["teacher"], *written["rounds"])] == macs
+    assert len(written["rounds"][-1]["kept_blocks"]) == BLOCKS - 2
+    frontier = pq.read_table(tmp_path / "run" / "frontier.parquet")
+    assert frontier.column("macs").to_pylist() == macs
+
+
+def test_without_alignment_nothing_trains(tiny_recipe: str, video_cache: Path, tmp_path: Path) -> None:
+    summary = _run(
+        tiny_recipe, video_cache, tmp_path, "experiment.alignment.trainable=none", "stopping.max_drops=1"
+    )
+    assert summary.rounds[0].learning_rate is None
+    assert summary.rounds[0].curves is None or summary.rounds[0].curves.num_rows == 0
+
+
+def _run(recipe: str, cache: Path, folder: Path, *overrides: str):  # type: ignore[no-untyped-def]
+    place = [f"run_dir={folder / 'run'}", f"cache_dir={cache}", "backend=local"]
+    return run_compression(load_recipe(recipe, [*place, *overrides]))
