@@ -272,6 +272,8 @@ class ScoringConfig(Section):
     """Above this undropped score ties of `map` go to average mAP, then train loss, then lower index."""
     video_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the fit videos that score, drawn once by seed (the release offers this)."""
+    drops: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Drop these blocks, one a round, in this order, instead of scoring: for controls and ablations."""
     loss_terms: Literal["supervised", "total"] = "supervised"
     """train_loss only: focal + DIoU, or these and the alignment losses."""
 
@@ -353,18 +355,23 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _drops_leave_a_block(self) -> Experiment:
-        drops = self.stopping.max_drops
-        if drops is not None and not 0 <= drops < self.detector.backbone.depth:
-            raise ValueError(
-                f"stopping.max_drops {drops} must leave a block of {self.detector.backbone.depth}"
-            )
+        depth, given = self.detector.backbone.depth, self.scoring.drops
+        if not 0 <= self.max_drops < depth:
+            raise ValueError(f"stopping.max_drops {self.max_drops} must leave a block of {depth}")
+        if given is not None and (len(set(given)) < len(given) or max(given, default=0) >= depth):
+            raise ValueError(f"scoring.drops {list(given)} must be different blocks of 0..{depth - 1}")
+        if given is not None and self.max_drops > len(given):
+            raise ValueError(f"stopping.max_drops {self.max_drops} is more than scoring.drops {list(given)}")
         return self
 
     @property
     def max_drops(self) -> int:
-        """The most blocks this run drops: `stopping.max_drops`, by default depth / 4."""
-        drops = self.stopping.max_drops
-        return self.detector.backbone.depth // 4 if drops is None else drops
+        """The most blocks this run drops: `stopping.max_drops`, by default all of `scoring.drops` or
+        depth / 4."""
+        if self.stopping.max_drops is not None:
+            return self.stopping.max_drops
+        given = self.scoring.drops
+        return self.detector.backbone.depth // 4 if given is None else len(given)
 
 
 class Execution(Section):

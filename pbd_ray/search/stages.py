@@ -20,6 +20,7 @@ from pbd_ray.search.state import (
     UNDROPPED,
     AlignTask,
     CandidateScore,
+    Choice,
     Cost,
     Criterion,
     Decision,
@@ -57,7 +58,23 @@ class Stages:
         if stored is not None:
             return stored
         scoring = self.recipe.experiment.scoring
-        blocks = student.kept_blocks
+        if scoring.drops is not None:
+            block = scoring.drops[folder.round - 1]
+            kept = without_block(student, block).kept_blocks
+            decision = Decision(folder.round, "given", block, kept, (), None)
+        else:
+            choice, scores = self._choose(folder, student, teacher)
+            kept = without_block(student, choice.block).kept_blocks
+            decision = Decision(folder.round, scoring.criterion, choice.block, kept, scores, choice.tie)
+        folder.write_decision(decision)
+        why = f" ({decision.tie})" if decision.tie else ""
+        self.report(f"{label(folder.round)}: drop block {decision.dropped_block}{why}")
+        return decision
+
+    def _choose(
+        self, folder: RoundFolder, student: Model, teacher: Model
+    ) -> tuple[Choice, tuple[CandidateScore, ...]]:
+        scoring, blocks = self.recipe.experiment.scoring, student.kept_blocks
         scores = self._scores(folder, "scores", student, teacher, scoring.criterion, blocks)
         # mAP on training videos saturates: what it cannot tell apart is then told by the training loss.
         tied = tied_on_map(scores, scoring) if _saturated(scores, scoring) else ()
@@ -65,13 +82,7 @@ class Stages:
             found = self._scores(folder, "tie", student, teacher, "train_loss", tied)
             losses = {score.block: score.score for score in found if score.block in tied}
             scores = tuple(replace(score, train_loss=losses.get(score.block)) for score in scores)
-        choice = choose_block(scores, scoring)
-        kept = without_block(student, choice.block).kept_blocks
-        decision = Decision(folder.round, scoring.criterion, choice.block, kept, scores, choice.tie)
-        folder.write_decision(decision)
-        why = f" ({choice.tie})" if choice.tie else ""
-        self.report(f"{label(folder.round)}: drop block {choice.block}{why}")
-        return decision
+        return choose_block(scores, scoring), scores
 
     def align(self, folder: RoundFolder, decision: Decision, task: AlignTask) -> Model:
         """The student fine-tuned and merged; as it is where the recipe trains nothing."""

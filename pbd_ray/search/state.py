@@ -109,7 +109,8 @@ class Decision:
     """Which block a round drops and why."""
 
     round: int
-    criterion: Criterion
+    criterion: Criterion | Literal["given"]
+    """given: by `scoring.drops`, without scores."""
     dropped_block: int
     kept_blocks: tuple[int, ...]
     """After the drop."""

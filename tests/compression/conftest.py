@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor, nn
 
 from pbd_ray.compression.blocks import Model, from_detector
 from pbd_ray.compression.jobs import FineTuneJob, alignment_job
@@ -134,3 +137,105 @@ def make_job(
         return replace(job, **fields)
 
     return make
+
+
+@dataclass
+class Ranks:
+    """Processes that are threads: what they sum meets at a barrier."""
+
+    count: int
+    values: dict[int, Any] = field(default_factory=dict)
+    barrier: threading.Barrier = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.count, timeout=60)
+
+    def all(self, rank: int, value: Any) -> list[Any]:
+        self.values[rank] = value
+        self.barrier.wait()
+        values = [self.values[index] for index in range(self.count)]
+        self.barrier.wait()
+        return values
+
+    def run(self, work: Callable[[int], Any]) -> list[Any]:
+        """work(rank) of every rank; what one raises, this raises."""
+        results: dict[int, Any] = {}
+
+        def target(rank: int) -> None:
+            try:
+                results[rank] = work(rank)
+            except BaseException as error:
+                results[rank] = error
+                self.barrier.abort()
+
+        threads = [threading.Thread(target=target, args=(rank,)) for rank in range(self.count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for result in results.values():
+            if isinstance(result, BaseException) and not isinstance(result, threading.BrokenBarrierError):
+                raise result
+        return [results[rank] for rank in range(self.count)]
+
+
+@dataclass(frozen=True)
+class ThreadCollective:
+    ranks: Ranks
+    rank: int
+
+    @property
+    def world_size(self) -> int:
+        return self.ranks.count
+
+    def sum(self, value: Tensor) -> Tensor:
+        return torch.stack(self.ranks.all(self.rank, value)).sum(dim=0)
+
+    def gather(self, table: pa.Table) -> pa.Table:
+        return pa.concat_tables(self.ranks.all(self.rank, table))
+
+
+class Averaging(nn.Module):
+    """What DDP does to gradients: a backward outside `no_sync` leaves their mean over ranks."""
+
+    def __init__(self, module: nn.Module, collective: ThreadCollective) -> None:
+        super().__init__()
+        self.module, self.collective, self.syncs = module, collective, True
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._average)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def _average(self, parameter: Tensor) -> None:
+        if self.syncs:
+            parameter.grad = self.collective.sum(parameter.grad) / self.collective.world_size
+
+    def no_sync(self) -> Any:
+        averaging = self
+
+        class Quiet:
+            def __enter__(self) -> None:
+                averaging.syncs = False
+
+            def __exit__(self, *_: object) -> None:
+                averaging.syncs = True
+
+        return Quiet()
+
+
+@pytest.fixture(scope="session")
+def on_ranks() -> Callable[..., list[Any]]:
+    """on_ranks(count, work): work(collective=..., wrap=...) of every rank, as the keywords of a run."""
+
+    def run(count: int, work: Callable[..., Any]) -> list[Any]:
+        ranks = Ranks(count)
+
+        def on_rank(rank: int) -> Any:
+            collective = ThreadCollective(ranks, rank)
+            return work(collective=collective, wrap=lambda module: Averaging(module, collective))
+
+        return ranks.run(on_rank)
+
+    return run

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from pbd_ray.compression.epochs import (
 from pbd_ray.compression.finetune import Diverged, LossTerms
 from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.compression.scoring import detect_video
+from pbd_ray.data.annotations import DETECTION_SCHEMA
 from pbd_ray.metrics.mean_ap import mean_average_precision
 
 LOSSES = LossTerms(1.0, 2.0, 3.0, 4.0, 5.0, 15.0)
@@ -52,34 +54,53 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_same_job_twice(make_job: Callable[..., FineTuneJob]) -> None:
-    """Reports and weights, bit for bit, whatever ran before; another place in the grid, other draws."""
-    job = make_job(*WITH_DROP_PATH)
+@pytest.fixture(scope="module")
+def uninterrupted(make_job: Callable[..., FineTuneJob]) -> tuple[FineTuneJob, Any, Any, Model]:
+    """A job with every kind of random draw, its reports, its states, its model."""
     torch.manual_seed(1)
+    job = make_job(*WITH_DROP_PATH)
     reports, states, run = whole_run(job)
+    return job, reports, states, run.best_model()
+
+
+def same_model(ours: Model, theirs: Model) -> bool:
+    names = ours.weights.keys() == theirs.weights.keys() and ours.kept_blocks == theirs.kept_blocks
+    return names and all((ours.weights[name] == value).all() for name, value in theirs.weights.items())
+
+
+def test_the_same_job_twice(uninterrupted: tuple[FineTuneJob, Any, Any, Model]) -> None:
+    """Reports and weights, bit for bit, whatever ran before; other places and rounds draw otherwise."""
+    job, reports, states, model = uninterrupted
     torch.manual_seed(2)
-    again, other_states, other_run = whole_run(job)
-    assert reports == again and same(states[-1], other_states[-1])
-    ours, theirs = run.best_model(), other_run.best_model()
-    assert ours.kept_blocks == theirs.kept_blocks == (0, 2, 3, 4)
-    assert all((ours.weights[name] == value).all() for name, value in theirs.weights.items())
-    assert [report.epoch for report in reports] == [0, 1, 2]
+    again, other_states, run = whole_run(job)
+    assert again == reports and [report.epoch for report in reports] == [0, 1, 2]
+    assert all(same(*pair) for pair in zip(states, other_states, strict=True))
+    assert model.kept_blocks == (0, 2, 3, 4) and same_model(run.best_model(), model)
     for change in ({"grid_index": 1}, {"round": 2}):
-        assert whole_run(replace(job, **change))[0][0].losses != reports[0].losses
+        other, _ = next(iter(run_epochs(replace(job, **change))))
+        assert other.losses != reports[0].losses
 
 
 @pytest.mark.parametrize("done", [1, 2, 3])
-def test_resuming_after_an_epoch(make_job: Callable[..., FineTuneJob], done: int) -> None:
-    """History, final state and final model are those of the run that was never interrupted."""
-    job = make_job(*WITH_DROP_PATH)
-    reports, states, run = whole_run(job)
+def test_resuming_after_an_epoch(uninterrupted: tuple[FineTuneJob, Any, Any, Model], done: int) -> None:
+    """History, states and final model are those of the run that was never interrupted."""
+    job, reports, states, model = uninterrupted
     rest, later_states, _ = whole_run(job, history=reports[:done], state=states[done - 1])
     assert reports[:done] + rest == reports
-    final = later_states[-1] if later_states else states[done - 1]
-    assert same(final, states[-1])
-    ours, theirs = finished_model(job, final), run.best_model()
-    assert ours.kept_blocks == theirs.kept_blocks
-    assert all((ours.weights[name] == value).all() for name, value in theirs.weights.items())
+    assert all(same(*pair) for pair in zip(states[done:], later_states, strict=True))
+    assert same_model(finished_model(job, states[-1]), model)
+
+
+def test_ranks_are_one_process(make_job: Callable[..., FineTuneJob], on_ranks: Callable[..., Any]) -> None:
+    """Two ranks share every batch and the selection videos, and agree on all of it."""
+    job = make_job("detector.backbone.drop_path=0", "detector.head.drop_path=0")
+    alone, _, _ = whole_run(job)
+    (first, states, _), (second, other_states, _) = on_ranks(2, lambda **how: whole_run(job, **how))
+    assert first == second and same(states[-1], other_states[-1])
+    for ours, theirs in zip(first, alone, strict=True):
+        assert asdict(ours.losses) == pytest.approx(asdict(theirs.losses), rel=1e-3, abs=1e-5)
+        assert ours.selection_average_map == pytest.approx(theirs.selection_average_map, abs=1e-3)
+    assert asdict(first[0].losses) == pytest.approx(asdict(alone[0].losses), rel=1e-5, abs=1e-6)
 
 
 def test_the_finished_model_is_what_was_measured(make_job: Callable[..., FineTuneJob], config: Any) -> None:
@@ -93,7 +114,7 @@ def test_the_finished_model_is_what_was_measured(make_job: Callable[..., FineTun
     ]
     names = [video.id for video in job.selection.videos]
     quality = mean_average_precision(
-        job.selection.ground_truth(), epochs.pa.concat_tables(tables), (0.3, 0.4, 0.5, 0.6, 0.7), 4, names
+        job.selection.ground_truth(), pa.concat_tables(tables), (0.3, 0.4, 0.5, 0.6, 0.7), 4, names
     )
     best = [report for report in reports if report.best][-1]
     assert best.selection_map == pytest.approx(quality.map[0.5], abs=1e-6)
@@ -112,6 +133,7 @@ class Quality:
 def scripted(monkeypatch: pytest.MonkeyPatch, values: Sequence[tuple[float, float]]) -> None:
     """The selection mAPs that will be 'measured', in turn."""
     left = iter(values)
+    monkeypatch.setattr(epochs, "detect_video", lambda *_: DETECTION_SCHEMA.empty_table())
     monkeypatch.setattr(epochs, "mean_average_precision", lambda *_: Quality(*next(left)))
 
 
@@ -223,7 +245,8 @@ def test_curves() -> None:
     )
     assert table.schema == CURVES_SCHEMA and "seconds" not in table.column_names
     assert table.to_pylist()[1] == {
-        "learning_rate": 1e-4, "epoch": 1, **asdict(LOSSES), "selection_map": 0.5, "selection_average_map": 0.25
+        "learning_rate": 1e-4, "epoch": 1, **asdict(LOSSES),
+        "selection_map": 0.5, "selection_average_map": 0.25,
     }  # fmt: skip
     assert table["selection_map"].to_pylist() == [None, 0.5, 0.5]
     assert curves_table([]).schema == CURVES_SCHEMA

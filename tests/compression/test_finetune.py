@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from pbd_ray.compression.blocks import Model, from_detector, to_detector
 from pbd_ray.compression.finetune import Diverged, FineTuning
@@ -67,7 +65,7 @@ def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
 
 
-ROUNDING = ({"rel": 1e-5, "abs": 1e-7}, {"rel": 1e-5, "abs": 1e-7}, {"rel": 1e-3, "abs": 1e-5})
+ROUNDING = ({"rel": 1e-5, "abs": 1e-6}, {"rel": 1e-5, "abs": 1e-6}, {"rel": 1e-3, "abs": 1e-5})
 """Step 0 is taken with rate 0. From step 2 on weights differ: a step of Adam is as long as the rate even
 where the gradient is nothing but rounding."""
 
@@ -142,116 +140,27 @@ def test_accumulation_is_the_whole_batch(
     assert float(pieces.normalizer) == float(whole.normalizer)
 
 
-@dataclass
-class Ranks:
-    """Processes that are threads: what they sum meets at a barrier."""
-
-    count: int
-    values: dict[int, Any] = field(default_factory=dict)
-    barrier: threading.Barrier = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.barrier = threading.Barrier(self.count, timeout=60)
-
-    def all(self, rank: int, value: Any) -> list[Any]:
-        self.values[rank] = value
-        self.barrier.wait()
-        values = [self.values[index] for index in range(self.count)]
-        self.barrier.wait()
-        return values
-
-    def run(self, work: Callable[[int], Any]) -> list[Any]:
-        """work(rank) of every rank."""
-        results: dict[int, Any] = {}
-
-        def target(rank: int) -> None:
-            try:
-                results[rank] = work(rank)
-            except BaseException as error:
-                results[rank] = error
-                self.barrier.abort()
-
-        threads = [threading.Thread(target=target, args=(rank,)) for rank in range(self.count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for result in results.values():
-            if isinstance(result, BaseException) and not isinstance(result, threading.BrokenBarrierError):
-                raise result
-        return [results[rank] for rank in range(self.count)]
-
-
-@dataclass(frozen=True)
-class ThreadCollective:
-    ranks: Ranks
-    rank: int
-
-    @property
-    def world_size(self) -> int:
-        return self.ranks.count
-
-    def sum(self, value: Tensor) -> Tensor:
-        return torch.stack(self.ranks.all(self.rank, value)).sum(dim=0)
-
-    def gather(self, table: pa.Table) -> pa.Table:
-        return pa.concat_tables(self.ranks.all(self.rank, table))
-
-
-class Averaging(nn.Module):
-    """What DDP does to gradients: a backward outside `no_sync` leaves their mean over ranks."""
-
-    def __init__(self, module: nn.Module, collective: ThreadCollective) -> None:
-        super().__init__()
-        self.module, self.collective, self.syncs = module, collective, True
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._average)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
-
-    def _average(self, parameter: Tensor) -> None:
-        if self.syncs:
-            parameter.grad = self.collective.sum(parameter.grad) / self.collective.world_size
-
-    def no_sync(self) -> Any:
-        averaging = self
-
-        class Quiet:
-            def __enter__(self) -> None:
-                averaging.syncs = False
-
-            def __exit__(self, *_: object) -> None:
-                averaging.syncs = True
-
-        return Quiet()
-
-
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 @pytest.mark.parametrize("count", [2, 3])
 def test_ranks_are_one_process_with_the_same_global_batch(
-    make_run: Callable[..., FineTuning], batches: list[WindowBatch], count: int, accumulation_steps: int
+    make_run: Callable[..., FineTuning],
+    batches: list[WindowBatch],
+    on_ranks: Callable[..., list[Any]],
+    count: int,
+    accumulation_steps: int,
 ) -> None:
     """Unequal shares: of 3 windows, rank 0 of 2 gets two. Losses, gradients, normaliser, to rounding."""
     alone = make_run()
     expected = [(asdict(alone.train_step(batch)), moments(alone)) for batch in batches[:3]]
-    ranks = Ranks(count)
 
-    def work(rank: int) -> tuple[FineTuning, list[Any]]:
-        collective = ThreadCollective(ranks, rank)
-        run = make_run(
-            optimizer={"accumulation_steps": accumulation_steps},
-            collective=collective,
-            wrap=lambda module: Averaging(module, collective),
-        )
-        steps = [share(batch, rank, count) for batch in batches[:3]]
-        return run, [(asdict(run.train_step(mine)), moments(run)) for mine in steps]
+    def work(**how: Any) -> tuple[FineTuning, list[Any]]:
+        run = make_run(optimizer={"accumulation_steps": accumulation_steps}, **how)
+        shares = [share(batch, run.collective.rank, count) for batch in batches[:3]]
+        return run, [(asdict(run.train_step(mine)), moments(run)) for mine in shares]
 
-    for run, history in ranks.run(work):
-        for step, ((ours, our_moments), (theirs, their_moments)) in enumerate(
-            zip(history, expected, strict=True)
-        ):
+    for run, history in on_ranks(count, work):
+        for step in range(3):
+            (ours, our_moments), (theirs, their_moments) = history[step], expected[step]
             assert ours == pytest.approx(theirs, **ROUNDING[step])
             if step < 2:
                 assert_alike(our_moments, their_moments)
@@ -383,7 +292,7 @@ def test_terms_add_up(make_run: Callable[..., FineTuning], batches: list[WindowB
 def test_training_lowers_the_losses(
     make_run: Callable[..., FineTuning], batches: list[WindowBatch], teacher: Model
 ) -> None:
-    """Supervised ones, once the falling normaliser is taken out, and the student's distance to its teacher."""
+    """Supervised ones, once the falling normaliser is taken out; the student's distance to its teacher."""
     options = {"head_lr": 3e-3, "epochs": 20, "schedule_epochs": 20}
     alone = make_run(optimizer=options, guide=None, start=teacher, alignment={"trainable": "full"})
     guided = make_run(optimizer=options)

@@ -49,6 +49,13 @@ def test_macs_fall_by_the_dropped_share(tiny_recipe: str, video_cache: Path, tmp
     assert frontier.column("macs").to_pylist() == macs
 
 
+def test_given_drops_are_not_scored(tiny_recipe: str, video_cache: Path, tmp_path: Path) -> None:
+    given = ["experiment.scoring.drops=[2,0]", "experiment.alignment.trainable=none"]
+    summary = _run(tiny_recipe, video_cache, tmp_path, *given)
+    assert [record.decision.dropped_block for record in summary.rounds if record.decision] == [2, 0]
+    assert not list((tmp_path / "run").glob("rounds/*/scores"))
+
+
 def test_without_alignment_nothing_trains(tiny_recipe: str, video_cache: Path, tmp_path: Path) -> None:
     summary = _run(
         tiny_recipe, video_cache, tmp_path, "experiment.alignment.trainable=none", "stopping.max_drops=1"
