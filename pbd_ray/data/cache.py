@@ -7,6 +7,7 @@ Files are written under a temporary name and renamed, so processes of a node sha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -52,8 +53,7 @@ class FrameCache:
         first = reader.read(wanted[:1])
         shape = (len(wanted), *first.shape[1:])
         self.directory.mkdir(parents=True, exist_ok=True)
-        used = sum(entry.stat().st_size for entry in os.scandir(self.directory))
-        if used + int(np.prod(shape)) > self.budget_bytes:
+        if self._used_bytes() + int(np.prod(shape)) > self.budget_bytes:
             return False
         part = file.with_suffix(f".{os.getpid()}.part")
         try:
@@ -65,6 +65,13 @@ class FrameCache:
         finally:
             part.unlink(missing_ok=True)
         return True
+
+    def _used_bytes(self) -> int:
+        used = 0
+        for entry in os.scandir(self.directory):
+            with contextlib.suppress(FileNotFoundError):  # another process has just renamed its part
+                used += entry.stat().st_size
+        return used
 
 
 @dataclass(frozen=True, eq=False)
