@@ -34,15 +34,15 @@ def exit_status(action: Callable[[], object]) -> int:
     return 0
 
 
-def throttled(seconds: float) -> Callable[[str], None]:
-    """`say` for lines that come often: at most one in `seconds`, the rest are left out."""
-    last = -seconds
+def throttled(seconds: float, tell: Callable[[str], None] = say) -> Callable[[str], None]:
+    """`tell` for lines that come often: at most one in `seconds`, the rest are left out."""
+    last: float | None = None
 
     def sometimes(line: str) -> None:
         nonlocal last
-        now = time.monotonic() - _START
-        if now - last >= seconds:
+        now = time.monotonic()
+        if last is None or now - last >= seconds:
             last = now
-            say(line)
+            tell(line)
 
     return sometimes

@@ -8,7 +8,6 @@ they live over several sweeps and are released before fine-tuning, whose workers
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from pbd_ray.cluster.monitoring import throttled
 from pbd_ray.cluster.session import worker_capacity, worker_resources
 from pbd_ray.config import Recipe, RunError
 from pbd_ray.data.annotations import Annotations, Video
@@ -128,13 +128,11 @@ class ScoringPool:
         self._grow(min(self._execution.max_workers, len(slices)))
         for worker in self._workers:
             sweep.start(worker)
-        said = time.monotonic()
+        progress = throttled(self._execution.progress_seconds, say)
         while sweep.running:
             for piece, table in sweep.wait(_POLL_SECONDS):
                 on_slice(piece, table)
-            if time.monotonic() - said >= self._execution.progress_seconds:
-                said = time.monotonic()
-                say(f"{task.name}: {sweep.done} of {len(slices)} slices, {len(self._workers)} workers")
+            progress(f"{task.name}: {sweep.done} of {len(slices)} slices, {len(self._workers)} workers")
         return {"slices_per_host": dict(sweep.per_host), "retries": sweep.retries}
 
     def latency(self, model: Model) -> dict[str, float]:

@@ -1,0 +1,43 @@
+"""How a job ends, and how often it speaks."""
+
+from __future__ import annotations
+
+import pytest
+
+from pbd_ray.cluster import monitoring
+from pbd_ray.config import ConfigError, RunError
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ConfigError("a.yaml: unknown key 'x'"), 2, "error: a.yaml: unknown key 'x'"),
+        (RunError("slice 3 took down 3 workers"), 1, "error: slice 3 took down 3 workers"),
+        (KeyboardInterrupt(), 130, "interrupted: the same command goes on from here"),
+    ],
+)
+def test_known_ends_are_one_line(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert monitoring.exit_status(lambda: _raise(error)) == status
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        monitoring.exit_status(lambda: 1 / 0)
+
+
+def test_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    said: list[str] = []
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
+    sometimes = monitoring.throttled(10.0, said.append)
+    for moment, line in ((100.0, "a"), (105.0, "b"), (110.0, "c"), (111.0, "d")):
+        now[0] = moment
+        sometimes(line)
+    assert said == ["a", "c"]
