@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from pbd_ray.cluster.monitoring import throttled
 from pbd_ray.cluster.session import worker_capacity, worker_resources
-from pbd_ray.config import Recipe, RunError
+from pbd_ray.config import Recipe, RunError, UserError
 from pbd_ray.data.annotations import Annotations, Video
 from pbd_ray.search.state import Model, Slice, SweepTask
 
@@ -121,7 +121,7 @@ class ScoringPool:
             Measured facts: slices per host, retries.
 
         Raises:
-            ValueError: a video that does not decode, and whatever else the worker's code finds.
+            UserError: a video that does not decode.
             WorkersLost: a slice failed `task_retries` + 1 times because its worker died.
         """
         sweep = _Sweep(self, task, slices, self._execution.task_retries)
@@ -198,7 +198,9 @@ class _Sweep:
                 self._again(worker, piece, error)
                 continue
             except RayTaskError as error:
-                raise error.as_instanceof_cause() from None
+                if isinstance(error.cause, UserError):  # its own line, without the worker's traceback
+                    raise error.cause from None
+                raise
             self.done += 1
             self.per_host[self._host(worker)] += 1
             self._next(worker)

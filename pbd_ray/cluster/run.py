@@ -24,11 +24,11 @@ from pbd_ray.metrics.cost import cost_report
 from pbd_ray.report.figures import draw_frontier
 from pbd_ray.report.rounds import depths_info, frontier_table, rounds_text
 from pbd_ray.search.controller import compress
-from pbd_ray.search.evaluation import evaluate
+from pbd_ray.search.evaluation import evaluate, headline_interval
 from pbd_ray.search.in_process import fit_grid, in_process_steps
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.slices import plan_slices, slice_count
-from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Evaluation, Steps, Summary, SweepTask
+from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Steps, Summary, SweepTask
 from pbd_ray.search.summary import summary_to_json
 
 
@@ -83,21 +83,28 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
     with _backend(recipe):
         fitted = _fit(recipe, split, source, str(scratch))
         with _steps(recipe, split, source, str(scratch)) as steps:
-            quality = _test_quality(recipe, split, steps, fitted.model)
+            rows = _test_rows(recipe, split, steps, fitted.model)
     experiment = recipe.experiment
+    rules, seed = experiment.evaluation, experiment.seed
+    cost = _cost(recipe, len(split.fit.classes), fitted.model)
+    quality = evaluate(split.test, rows, None, rules, seed, fitted.model, cost)
+    interval = headline_interval(split.test, rows, rules, seed)
     facts = {
         "command": command,
         "experiment": experiment.name,
-        "seed": experiment.seed,
+        "seed": seed,
         "epoch": fitted.epoch,
+        "test_videos": len(split.test.videos),
         "test_map": {f"{tiou:g}": value for tiou, value in quality.map.items()},
         "test_average_map": quality.average_map,
+        "test_headline": [quality.headline_map, interval.low, interval.high],
     }
     detector = to_detector(fitted.model, experiment.detector, len(split.fit.classes))
     save_bundle(output, detector, split.fit.classes, facts)
     shutil.rmtree(scratch, ignore_errors=True)
     shown = ", ".join(f"mAP@{tiou:g} {value:.4f}" for tiou, value in quality.map.items())
     say(f"teacher on {len(split.test.videos)} test videos: {shown}, average {quality.average_map:.4f}")
+    say(f"{_headline(recipe)} {quality.headline_map:.4f} [{interval.low:.4f}, {interval.high:.4f}]")
     say(f"bundle: {output}")
 
 
@@ -109,15 +116,17 @@ def _fit(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Ali
     return fit_grid(job, job.config.learning_rates, say)
 
 
-def _test_quality(recipe: Recipe, split: Split, steps: Steps, model: Model) -> Evaluation:
-    experiment = recipe.experiment
+def _test_rows(recipe: Recipe, split: Split, steps: Steps, model: Model) -> pa.Table:
     task = SweepTask("teacher-evaluation", TEACHER_ROUND, model, (), "map", "test")
-    plan = plan_slices(split.test.videos, experiment.detector.grid, slice_count(recipe.execution))
-    tables: list[pa.Table] = []
-    steps.sweep(task, plan, lambda piece, table: tables.append(table))
-    cost = _cost(recipe, len(split.fit.classes), model)
-    rows = pa.concat_tables(tables)
-    return evaluate(split.test, rows, None, experiment.evaluation, experiment.seed, model, cost)
+    plan = plan_slices(split.test.videos, recipe.experiment.detector.grid, slice_count(recipe.execution))
+    tables: dict[int, pa.Table] = {}
+    steps.sweep(task, plan, lambda piece, table: tables.update({piece.index: table}))
+    return pa.concat_tables([tables[piece.index] for piece in plan])
+
+
+def _headline(recipe: Recipe) -> str:
+    tiou = recipe.experiment.evaluation.headline_tiou
+    return "average mAP" if tiou == "average" else f"mAP@{tiou:g}"
 
 
 @contextlib.contextmanager
@@ -153,8 +162,7 @@ def _cost(recipe: Recipe, num_classes: int, model: Model) -> Cost:
 
 def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:
     """The frontier beside summary.json, and the table of rounds in the log."""
-    tiou = recipe.experiment.evaluation.headline_tiou
-    headline = "average mAP" if tiou == "average" else f"mAP@{tiou:g}"
+    headline = _headline(recipe)
     depths = depths_info(summary_to_json(summary))
     ledger.storage.write_table("frontier.parquet", frontier_table(depths))
     ledger.storage.write("frontier.png", draw_frontier(depths, headline))

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pbd_ray.config import EvaluationConfig
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Annotations
-from pbd_ray.metrics.intervals import map_difference_interval
+from pbd_ray.metrics.intervals import MapInterval, map_difference_interval, map_interval
 from pbd_ray.metrics.mean_ap import Matches, match_detections, mean_ap_of, prepare_ground_truth
 from pbd_ray.search.state import UNDROPPED, Cost, Evaluation, Interval, Model, Verdict
 
@@ -54,6 +54,13 @@ def evaluate(
         params=cost.params,
         interval=interval,
     )
+
+
+def headline_interval(videos: Annotations, rows: pa.Table, rules: EvaluationConfig, seed: int) -> MapInterval:
+    """Interval of one model's headline mAP, by a bootstrap over videos."""
+    rng = np.random.default_rng(np.random.SeedSequence((seed, _BOOTSTRAP)))
+    matches = _matches(videos, rows, _headline(rules))
+    return map_interval(matches, rules.headline_tiou, rng, rules.bootstrap_replicates, rules.confidence)
 
 
 def interval_between(
