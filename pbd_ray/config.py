@@ -26,6 +26,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+Trainable = Literal["lora", "full", "head", "lora_only", "none"]
+"""What fine-tuning trains (`compression/lora.py`)."""
+
+
 class UserError(ValueError):
     """What a user can cause and mend: jobs print the message, one line, and exit with status 2."""
 
@@ -258,6 +262,8 @@ class TeacherConfig(Section):
     """Backbone of a teacher that is trained: random; random with half of the tubelet kernels as temporal
     differences, so that a small model finds motion soon; or `execution.pretrained_weights`, a ViT in
     DINOv2's layout."""
+    trainable: Literal["full", "head"] = "full"
+    """head: the backbone stays as it starts; far cheaper, for pretrained weights and little data."""
     backbone_lr: Positive = 1e-4
     optimizer: OptimizerConfig = OptimizerConfig()
     select_every_epochs: Count = 1
@@ -281,7 +287,7 @@ class ScoringConfig(Section):
 class AlignmentConfig(Section):
     """LoRA fine-tuning of the shallower student against the uncompressed teacher (paper, section 3.3)."""
 
-    trainable: Literal["lora", "full", "lora_only", "none"] = "lora"
+    trainable: Trainable = "lora"
     rank: Count | None = None
     """LoRA rank; None: embed_dim / 4."""
     learning_rates: tuple[Positive, ...] = (1e-5, 3.1623e-5, 1e-4, 3.1623e-4, 1e-3)

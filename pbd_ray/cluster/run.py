@@ -40,10 +40,11 @@ def run_compression(recipe: Recipe) -> Summary:
     """
     place = recipe.execution.run_dir or f"runs/{recipe.experiment.name}"
     Ledger.refuse_other(place, recipe)
-    split, source = open_data(recipe)
-    teacher = given_teacher(recipe, split)
-    classes = split.fit.classes
+    # Ray first: it forgets the code of a submitted job whose driver takes a minute to connect.
     with _backend(recipe):
+        split, source = open_data(recipe)
+        teacher = given_teacher(recipe, split)
+        classes = split.fit.classes
         ledger = Ledger.open(place, recipe)
         if teacher is None and ledger.teacher.read_bundle() is None:
             fitted = _fit(recipe, split, source, ledger.scratch_uri())
@@ -79,8 +80,8 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
     if output.exists():
         raise ConfigError(f"--output {output} is there already")
     scratch = output.absolute().with_name(f"{output.name}.fit")
-    split, source = open_data(recipe)
     with _backend(recipe):
+        split, source = open_data(recipe)
         fitted = _fit(recipe, split, source, str(scratch))
         with _steps(recipe, split, source, str(scratch)) as steps:
             rows = _test_rows(recipe, split, steps, fitted.model)

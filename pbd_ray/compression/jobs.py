@@ -44,14 +44,14 @@ def alignment_job(
 
 
 def teacher_job(recipe: Recipe, split: Split, source: VideoSource) -> FineTuneJob:
-    """Fit the uncompressed detector: everything trains, nothing guides it.
+    """Fit the uncompressed detector: nothing guides it.
 
     Raises:
         UserError: `execution.pretrained_weights` is missing or does not fit.
     """
     options = recipe.experiment.teacher
     config = AlignmentConfig(
-        trainable="full",
+        trainable=options.trainable,
         learning_rates=(options.backbone_lr,),
         optimizer=options.optimizer,
         feature_loss=False,

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from pbd_ray.config import AlignmentConfig
+from pbd_ray.config import AlignmentConfig, Trainable
 from pbd_ray.detector.detector import Detector
 
-Trainable = Literal["lora", "full", "lora_only", "none"]
 _ADAPTER = "default"
 
 
@@ -36,7 +34,7 @@ def prepare_student(detector: Detector, config: AlignmentConfig, generator: torc
 
 def set_trainable(detector: Detector, mode: Trainable) -> None:
     """lora: LoRA factors, block LayerNorms, patch embedding and the whole head; full: everything;
-    lora_only: the factors alone (paper, F.4); none: nothing (Table E)."""
+    head: the head alone; lora_only: the factors alone (paper, F.4); none: nothing (Table E)."""
     for name, parameter in detector.named_parameters():
         parameter.requires_grad_(_trains(name, mode))
 
@@ -63,6 +61,8 @@ def _trains(name: str, mode: Trainable) -> bool:
     if mode == "lora_only":
         return False
     in_backbone = name.startswith("backbone.")
+    if mode == "head":
+        return not in_backbone
     block_norm = ".blocks." in name and (".norm1." in name or ".norm2." in name)
     return not in_backbone or block_norm or ".patch_embed." in name
 

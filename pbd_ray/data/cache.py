@@ -83,9 +83,8 @@ class CachedFrames:
 
     def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Frames `indices`, all among `wanted`, in any order and with repeats, as (T, H, W, 3) RGB."""
-        places = np.searchsorted(self.wanted, indices)
-        assert np.array_equal(self.wanted[places], indices), "a frame that was not among the wanted ones"
-        return self.frames[places]
+        assert np.isin(indices, self.wanted).all(), "a frame that was not among the wanted ones"
+        return self.frames[np.searchsorted(self.wanted, indices)]
 
 
 def _key(path: str, short_side: int, wanted: npt.NDArray[np.int64]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,9 +20,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pbd_ray.config import DetectorConfig
-
-Trainable = Literal["lora", "full", "lora_only", "none"]
+from pbd_ray.config import DetectorConfig, Trainable
 
 
 class DetectorLike(Protocol):

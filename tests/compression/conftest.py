@@ -24,7 +24,6 @@ from pbd_ray.data.dataset import WindowBatch
 from pbd_ray.data.source import VideoSource, load_split
 from pbd_ray.detector.detector import Detector
 
-TINY = str(Path(__file__).parents[1] / "recipes" / "tiny.yaml")
 SMALLER = (
     "data.synthetic.fit_videos=4",
     "data.synthetic.selection_videos=2",
@@ -37,11 +36,11 @@ SMALLER = (
 
 
 @pytest.fixture(scope="session")
-def make_recipe() -> Callable[..., Recipe]:
+def make_recipe(tiny_recipe: str) -> Callable[..., Recipe]:
     """The tiny recipe, smaller still, with further `key=value` overrides."""
 
     def make(*overrides: str) -> Recipe:
-        return load_recipe(TINY, (*SMALLER, *overrides))
+        return load_recipe(tiny_recipe, (*SMALLER, *overrides))
 
     return make
 
@@ -62,12 +61,13 @@ def split(recipe: Recipe) -> Split:
 
 
 @pytest.fixture(scope="session")
-def source(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> VideoSource:
+def source(recipe: Recipe, video_cache: Path) -> VideoSource:
     """The recipe's generated videos, decoded once."""
-    folder = tmp_path_factory.mktemp("videos")
     settings = recipe.experiment.data.synthetic
     assert settings is not None
-    return VideoSource(str(synthetic.ensure(settings, folder)), FrameCache(folder / "frames", 10**9))
+    return VideoSource(
+        str(synthetic.ensure(settings, video_cache)), FrameCache(video_cache / "frames", 10**9)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +148,7 @@ class Ranks:
     barrier: threading.Barrier = field(init=False)
 
     def __post_init__(self) -> None:
-        self.barrier = threading.Barrier(self.count, timeout=60)
+        self.barrier = threading.Barrier(self.count, timeout=300)
 
     def all(self, rank: int, value: Any) -> list[Any]:
         self.values[rank] = value
