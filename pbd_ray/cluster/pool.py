@@ -8,6 +8,7 @@ they live over several sweeps and are released before fine-tuning, whose workers
 
 from __future__ import annotations
 
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,8 +54,8 @@ class ScoringWorker:
         self._source = local_source(spec.recipe)
         torch.set_num_threads(spec.recipe.execution.threads_per_worker)
 
-    def load(self, task: SweepTask, student: Model, teacher: Model | None) -> None:
-        """Take over the models of a sweep."""
+    def load(self, task: SweepTask, student: Model, teacher: Model | None) -> str:
+        """Take over the models of a sweep; returns the address of this worker's node."""
         from pbd_ray.compression.scoring import ScoringJob
 
         spec = self._spec
@@ -69,6 +70,7 @@ class ScoringWorker:
         )
         self._student = self._detector(student)
         self._teacher = self._detector(teacher) if teacher is not None else None
+        return str(ray.util.get_node_ip_address())
 
     def score(self, piece: Slice) -> pa.Table:
         """Rows of one slice (`compression.scoring.score_videos`)."""
@@ -76,6 +78,9 @@ class ScoringWorker:
 
         videos = [self._spec.videos[name] for name in piece.videos]
         return score_videos(self._job, self._student, self._teacher, videos)
+
+    def process_id(self) -> int:
+        return os.getpid()
 
     def latency(self, model: Model) -> dict[str, float]:
         """Milliseconds of one window through the detector, with this worker's resources."""
@@ -87,9 +92,6 @@ class ScoringWorker:
                 self._detector(model), warmup=_LATENCY_WARMUP, repeats=_LATENCY_REPEATS, device=self._device
             )
         return {"p50_ms": measured.p50_ms, "p95_ms": measured.p95_ms}
-
-    def host(self) -> str:
-        return str(ray.util.get_node_ip_address())
 
     def _detector(self, model: Model) -> Any:
         from pbd_ray.compression.blocks import to_detector
@@ -106,7 +108,8 @@ class ScoringPool:
         videos = {video.id: video for video in annotations.videos}
         self._execution = recipe.execution
         self._spec = ray.put(WorkerSpec(recipe, len(annotations.classes), videos))
-        self._workers: list[Any] = []
+        self.workers: list[Any] = []
+        """Actors that are there, placed or still waiting for a place."""
 
     def run(
         self,
@@ -126,46 +129,50 @@ class ScoringPool:
         """
         sweep = _Sweep(self, task, slices, self._execution.task_retries)
         self._grow(min(self._execution.max_workers, len(slices)))
-        for worker in self._workers:
+        for worker in self.workers:
             sweep.start(worker)
         progress = throttled(self._execution.progress_seconds, say)
-        while sweep.running:
+        while sweep.done < len(slices):
             for piece, table in sweep.wait(_POLL_SECONDS):
                 on_slice(piece, table)
-            progress(f"{task.name}: {sweep.done} of {len(slices)} slices, {len(self._workers)} workers")
+            progress(f"{task.name}: {sweep.done} of {len(slices)} slices, {len(self.workers)} workers")
         return {"slices_per_host": dict(sweep.per_host), "retries": sweep.retries}
 
     def latency(self, model: Model) -> dict[str, float]:
         """Latency on one worker while the others are idle."""
         self._grow(1)
-        measured: dict[str, float] = ray.get(self._workers[0].latency.remote(model))
+        measured: dict[str, float] = ray.get(self.workers[0].latency.remote(model))
         return measured
 
     def release(self) -> None:
         """End the workers and give their resources back."""
-        for worker in self._workers:
+        for worker in self.workers:
             ray.kill(worker)
-        self._workers.clear()
+        self.workers.clear()
 
     def replace(self, worker: Any) -> Any:
         """Another worker in the place of a dead one."""
-        self._workers.remove(worker)
+        self.workers.remove(worker)
         return self._add()
 
     def _grow(self, count: int) -> None:
-        while len(self._workers) < min(count, worker_capacity(self._execution)):
+        while len(self.workers) < min(count, worker_capacity(self._execution)):
             self._add()
 
     def _add(self) -> Any:
         need = worker_resources(self._execution)
         actor = ray.remote(ScoringWorker).options(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))
         worker = actor.remote(self._spec)
-        self._workers.append(worker)
+        self.workers.append(worker)
         return worker
 
 
 class _Sweep:
-    """Bookkeeping of one sweep: what waits, what runs where, what came back."""
+    """Bookkeeping of one sweep: what waits, what runs where, what came back.
+
+    A worker gets its first slice when it has loaded the models, so no slice waits for a worker that
+    the cluster has not placed yet.
+    """
 
     def __init__(self, pool: ScoringPool, task: SweepTask, slices: Sequence[Slice], retries: int) -> None:
         self._pool = pool
@@ -174,55 +181,58 @@ class _Sweep:
         self._task = task.without_weights()
         self._waiting = deque(slices)
         self._allowed = retries
-        self._attempts: Counter[int] = Counter()
+        self._losses: Counter[int | None] = Counter()
         self._hosts: dict[Any, str] = {}
-        self.running: dict[Any, tuple[Any, Slice]] = {}
+        self._running: dict[Any, tuple[Any, Slice | None]] = {}
         self.done = 0
-        self.retries = 0
         self.per_host: Counter[str] = Counter()
 
+    @property
+    def retries(self) -> int:
+        return self._losses.total()
+
     def start(self, worker: Any) -> None:
-        """Give a worker the models and its first slice."""
-        worker.load.remote(self._task, *self._models)
-        self._next(worker)
+        """Give a worker the models; slices follow once it has them."""
+        self._running[worker.load.remote(self._task, *self._models)] = (worker, None)
 
     def wait(self, seconds: float) -> list[tuple[Slice, pa.Table]]:
         """Slices that ended within the time; their workers go on with the next ones."""
-        ready, _ = ray.wait(list(self.running), num_returns=1, timeout=seconds)
+        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
         results = []
         for reference in ready:
-            worker, piece = self.running.pop(reference)
+            worker, piece = self._running.pop(reference)
             try:
-                results.append((piece, ray.get(reference)))
+                table = ray.get(reference)
             except RayActorError as error:
-                self._again(worker, piece, error)
+                self._replace(worker, piece, error)
                 continue
             except RayTaskError as error:
                 if isinstance(error.cause, UserError):  # its own line, without the worker's traceback
                     raise error.cause from None
                 raise
-            self.done += 1
-            self.per_host[self._host(worker)] += 1
+            if piece is None:
+                self._hosts[worker] = table
+            else:
+                results.append((piece, table))
+                self.done += 1
+                self.per_host[self._hosts[worker]] += 1
             self._next(worker)
         return results
 
     def _next(self, worker: Any) -> None:
         if self._waiting:
             piece = self._waiting.popleft()
-            self.running[worker.score.remote(piece)] = (worker, piece)
+            self._running[worker.score.remote(piece)] = (worker, piece)
 
-    def _again(self, worker: Any, piece: Slice, error: RayActorError) -> None:
-        self._attempts[piece.index] += 1
-        self.retries += 1
-        if self._attempts[piece.index] > self._allowed:
+    def _replace(self, worker: Any, piece: Slice | None, error: RayActorError) -> None:
+        index = None if piece is None else piece.index
+        self._losses[index] += 1
+        if self._losses[index] > self._allowed:
+            what = "its start" if index is None else f"slice {index}"
             raise WorkersLost(
-                f"{self._task.name}: slice {piece.index} took down {self._attempts[piece.index]} workers: "
+                f"{self._task.name}: {what} took down {self._losses[index]} workers: "
                 f"{' '.join(str(error).split())[:300]}"
             ) from None
-        self._waiting.appendleft(piece)
+        if piece is not None:
+            self._waiting.appendleft(piece)
         self.start(self._pool.replace(worker))
-
-    def _host(self, worker: Any) -> str:
-        if worker not in self._hosts:
-            self._hosts[worker] = ray.get(worker.host.remote())
-        return self._hosts[worker]

@@ -116,7 +116,10 @@ def worker_resources(execution: Execution) -> dict[str, float]:
 
 
 def worker_capacity(execution: Execution) -> int:
-    """How many workers fit the nodes there are, at least one."""
+    """How many workers to ask for: as many as fit the nodes there are, at least one; where an autoscaler
+    may bring more, `max_workers`."""
+    if _autoscaler_runs():
+        return execution.max_workers
     need = worker_resources(execution)
     total = 0
     for node in ray.nodes():

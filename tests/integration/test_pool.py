@@ -1,0 +1,118 @@
+"""The scoring pool on a real Ray: the rows of one process, also when a worker dies on its way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+
+from pbd_ray.cluster.pool import ScoringPool, WorkersLost
+from pbd_ray.compression.blocks import UNDROPPED, from_detector, to_detector
+from pbd_ray.compression.jobs import initial_model
+from pbd_ray.config import Recipe, load_recipe
+from pbd_ray.data.annotations import Split
+from pbd_ray.data.source import load_split, local_source
+from pbd_ray.search.in_process import in_process_steps
+from pbd_ray.search.slices import plan_slices
+from pbd_ray.search.state import Slice, SweepTask
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=200_000_000,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: str, video_cache: Path) -> Recipe:
+    return load_recipe(tiny_recipe, [f"cache_dir={video_cache}"])
+
+
+@pytest.fixture(scope="module")
+def split(recipe: Recipe) -> Split:
+    return load_split(recipe)
+
+
+@pytest.fixture(scope="module")
+def task(recipe: Recipe, split: Split) -> SweepTask:
+    """Scores that are not all zero: train loss needs no trained detector."""
+    num_classes = len(split.fit.classes)
+    student = from_detector(
+        to_detector(initial_model(recipe, num_classes), recipe.experiment.detector, num_classes)
+    )
+    return SweepTask("round-01-scores", 1, student, student.kept_blocks, "train_loss", "fit")
+
+
+def sweep(pool: ScoringPool, task: SweepTask, plan: tuple[Slice, ...]) -> tuple[pa.Table, dict[str, object]]:
+    tables: dict[int, pa.Table] = {}
+    facts = pool.run(task, plan, lambda piece, table: tables.update({piece.index: table}), lambda line: None)
+    return pa.concat_tables([tables[piece.index] for piece in plan]), facts
+
+
+@pytest.fixture(scope="module")
+def expected(recipe: Recipe, split: Split, task: SweepTask) -> pa.Table:
+    """Rows of the same sweep in this process."""
+    steps = in_process_steps(recipe, split, local_source(recipe), lambda line: None)
+    tables: list[pa.Table] = []
+    plan = plan_slices(split.fit.videos, recipe.experiment.detector.grid, 6)
+    steps.sweep(task, plan, lambda piece, table: tables.append(table))
+    return pa.concat_tables(tables).sort_by([("video", "ascending"), ("candidate", "ascending")])
+
+
+@pytest.mark.parametrize("slices", [1, 6])
+def test_rows_are_those_of_one_process(
+    slices: int, recipe: Recipe, split: Split, task: SweepTask, expected: pa.Table
+) -> None:
+    pool = ScoringPool(recipe, split.everything())
+    plan = plan_slices(split.fit.videos, recipe.experiment.detector.grid, slices)
+    rows, facts = sweep(pool, task, plan)
+    pool.release()
+    assert rows.sort_by([("video", "ascending"), ("candidate", "ascending")]) == expected
+    assert set(rows.column("candidate").to_pylist()) == {UNDROPPED, *task.candidates}
+    assert facts["retries"] == 0
+
+
+@pytest.mark.chaos
+def test_a_dead_workers_slice_is_done_again(
+    recipe: Recipe, split: Split, task: SweepTask, expected: pa.Table
+) -> None:
+    pool = ScoringPool(recipe, split.everything())
+    plan = plan_slices(split.fit.videos, recipe.experiment.detector.grid, 6)
+    tables: dict[int, pa.Table] = {}
+
+    def kill_once(piece: Slice, table: pa.Table) -> None:
+        if not tables:
+            os.kill(ray.get(pool.workers[0].process_id.remote()), signal.SIGKILL)
+        tables[piece.index] = table
+
+    facts = pool.run(task, plan, kill_once, lambda line: None)
+    pool.release()
+    rows = pa.concat_tables([tables[piece.index] for piece in plan])
+    assert rows.sort_by([("video", "ascending"), ("candidate", "ascending")]) == expected
+    assert facts["retries"] == 1
+
+
+def test_workers_that_cannot_start_end_the_sweep(recipe: Recipe, split: Split, task: SweepTask) -> None:
+    """One line with the reason, after as many tries as the recipe allows."""
+    nowhere = recipe.execution.model_copy(update={"cache_dir": "/proc/nowhere", "task_retries": 1})
+    pool = ScoringPool(recipe.model_copy(update={"execution": nowhere}), split.everything())
+    plan = plan_slices(split.fit.videos, recipe.experiment.detector.grid, 1)
+    with pytest.raises(WorkersLost, match="its start took down 2 workers") as error:
+        sweep(pool, replace(task), plan)
+    pool.release()
+    assert "\n" not in str(error.value)
