@@ -9,25 +9,28 @@ jobs/compress.py demo`, follows the job's log, and ends the cluster it started.
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import os
 import shlex
+import socket
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before ray is imported, which reads it: this cluster is for one user, on loopback, for a few minutes.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pbd_ray.cluster.monitoring import say
 
+_LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 500_000_000
-_AGENT_SECONDS = 60.0
+_START_SECONDS = 120.0
 
 
 def main(overrides: list[str]) -> int:
@@ -38,46 +41,65 @@ def main(overrides: list[str]) -> int:
         return 2
     if not any(override.startswith("run_dir=") for override in overrides):
         overrides = [f"run_dir={root / 'runs' / 'demo'}", *overrides]
-    # The job runs `python` by name: it must be the one that has pbd_ray's packages.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    say("starting Ray on this machine")
-    with tempfile.TemporaryDirectory(prefix="pbd_ray_") as folder:
-        context = ray.init(
-            address="local",
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            _temp_dir=folder,
-        )
-        try:
-            address = f"http://{context.dashboard_url}"
-            say(f"dashboard: {address}")
-            return _run(JobSubmissionClient(address), root, overrides)
-        finally:
-            ray.shutdown()
-
-
-def _run(client: JobSubmissionClient, root: Path, overrides: list[str]) -> int:
     command = f"python jobs/compress.py demo {shlex.join(overrides)}"
-    say(f"ray job submit --working-dir . -- {command}")
-    job = _submit(client, command, root)
-    asyncio.run(_follow(client, job))
-    status = client.get_job_status(job)
+    with _cluster() as address:
+        client = _connect(address)
+        say(f"ray job submit --working-dir . -- {command}")
+        job = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(root)})
+        asyncio.run(_follow(client, job))
+        status = client.get_job_status(job)
     say(f"job {job}: {status}")
     return 0 if status == JobStatus.SUCCEEDED else 1
 
 
-def _submit(client: JobSubmissionClient, command: str, root: Path) -> str:
-    """Submit, waiting for the cluster's job agent, which comes up some seconds after the cluster."""
-    deadline = time.monotonic() + _AGENT_SECONDS
+@contextlib.contextmanager
+def _cluster() -> Iterator[str]:
+    """`ray start --head` on loopback, on ports of its own beside any other Ray; ended by its process."""
+    programs = Path(sys.executable).parent
+    port, dashboard_port = _free_port(), _free_port()
+    # The job runs `python` by name: it must be the one that has pbd_ray's packages.
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    with tempfile.TemporaryDirectory(prefix="pbd_ray_", ignore_cleanup_errors=True) as folder:
+        options = {
+            "node-ip-address": _LOOPBACK,
+            "port": port,
+            "dashboard-host": _LOOPBACK,
+            "dashboard-port": dashboard_port,
+            "dashboard-agent-listen-port": 0,
+            "object-store-memory": _OBJECT_STORE_BYTES,
+            "temp-dir": folder,
+        }
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        say("starting Ray on this machine")
+        with Path(folder, "start.log").open("w") as log:
+            head = subprocess.Popen(
+                [str(programs / "ray"), "start", "--head", "--block", *arguments],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield f"http://{_LOOPBACK}:{dashboard_port}"
+        finally:
+            head.terminate()
+            head.wait()
+
+
+def _connect(address: str) -> JobSubmissionClient:
+    """A client of the cluster's job API, as soon as it answers; its agent comes up last.
+
+    Raises:
+        RuntimeError: not within two minutes.
+    """
+    deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
-            job: str = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(root)})
-            return job
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            client = JobSubmissionClient(address)
+            client.list_jobs()
+            say(f"dashboard: {address}")
+            return client
+        except (ConnectionError, RuntimeError):
+            if time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
 
@@ -85,6 +107,13 @@ def _submit(client: JobSubmissionClient, command: str, root: Path) -> str:
 async def _follow(client: JobSubmissionClient, job: str) -> None:
     async for lines in client.tail_job_logs(job):
         print(lines, end="", flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 if __name__ == "__main__":

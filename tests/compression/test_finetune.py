@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pbd_ray.compression.blocks import Model, from_detector, to_detector
-from pbd_ray.compression.finetune import Diverged, FineTuning
+from pbd_ray.compression.finetune import Diverged, FineTuning, OneProcess
 from pbd_ray.compression.schedule import learning_rate
 from pbd_ray.config import AlignmentConfig, DetectorConfig
 from pbd_ray.data.dataset import WindowBatch
@@ -98,6 +98,16 @@ def test_same_seeds_same_run(make_run: Callable[..., FineTuning], batches: list[
         states.append(run.state())
     assert histories[0] == histories[1] and same(states[0], states[1])
     assert len({history[0].total for history in histories}) == 3
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_drop_path_is_drawn_anew(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch], drop_path: float
+) -> None:
+    """At every step and on every rank. Step 0 has rate 0: step 1 sees the same weights."""
+    first, other = (make_run(drop_path=drop_path, collective=OneProcess(rank=rank)) for rank in (0, 1))
+    losses = [run.train_step(batches[0]).feature for run in (first, first, other)]
+    assert len(set(losses)) == (1 if drop_path == 0 else 3)
 
 
 @pytest.mark.parametrize("done", [0, 1, 4])
