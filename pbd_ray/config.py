@@ -433,6 +433,15 @@ class Recipe(Section):
             raise ValueError("execution.device is cuda but execution.gpus_per_worker is 0")
         return self
 
+    @model_validator(mode="after")
+    def _every_rank_has_a_window(self) -> Recipe:
+        workers = self.execution.train_workers
+        for key in ("teacher", "alignment"):
+            size = getattr(self.experiment, key).optimizer.batch_size
+            if size < workers:
+                raise ValueError(f"{key}.optimizer.batch_size {size} is less than train_workers {workers}")
+        return self
+
     def to_yaml(self) -> str:
         text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
         return text

@@ -214,7 +214,7 @@ COMMON = {
     "experiment.alignment.optimizer.clip_norm": 1.0,
     "experiment.alignment.optimizer.ema_decay": 0.999,
     "experiment.alignment.optimizer.ema_warmup": False,
-    "experiment.alignment.optimizer.autocast": "float16",
+    "experiment.autocast": "float16",
     "experiment.alignment.optimizer.activation_checkpointing": True,
     "execution.device": "cuda",
     "execution.gpus_per_worker": 1,
