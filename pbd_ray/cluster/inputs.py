@@ -11,7 +11,7 @@ from pathlib import Path
 from pbd_ray.cluster.monitoring import say, throttled
 from pbd_ray.config import ConfigError, Recipe
 from pbd_ray.data.annotations import Annotations, Split, Video, video_file, with_probe
-from pbd_ray.data.source import VideoSource, load_split, local_source
+from pbd_ray.data.source import VideoSource, local_source
 from pbd_ray.data.video import VideoError, probe_video, slack
 from pbd_ray.detector.bundle import FILES, bundle_from_files
 
@@ -19,13 +19,12 @@ SHIPPED = "demo_teacher"
 _PROBES_AT_ONCE = 4
 
 
-def open_data(recipe: Recipe) -> tuple[Split, VideoSource]:
-    """The recipe's videos, each opened once, and where this node reads them.
+def open_videos(recipe: Recipe, split: Split) -> tuple[Split, VideoSource]:
+    """The annotated videos, each opened once, and where this node reads them.
 
     Raises:
-        UserError: an annotation, a missing file, or a file that is not the annotated video.
+        UserError: a missing file, or a file that is not the annotated video.
     """
-    split = load_split(recipe)
     progress = throttled(recipe.execution.progress_seconds)
     source = local_source(recipe, lambda done, of: progress(f"generating videos: {done} of {of}"))
     if recipe.experiment.data.source == "files":

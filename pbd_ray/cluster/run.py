@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from pbd_ray.cluster.inputs import given_teacher, open_data
+from pbd_ray.cluster.inputs import given_teacher, open_videos
 from pbd_ray.cluster.monitoring import say
 from pbd_ray.cluster.session import ray_session
 from pbd_ray.cluster.steps import cluster_steps, fit_teacher
@@ -18,7 +18,7 @@ from pbd_ray.compression.blocks import Model, from_detector, to_detector
 from pbd_ray.compression.jobs import teacher_job
 from pbd_ray.config import ConfigError, Recipe
 from pbd_ray.data.annotations import Split
-from pbd_ray.data.source import VideoSource
+from pbd_ray.data.source import VideoSource, load_split
 from pbd_ray.detector.bundle import bundle_files, bundle_from_files, save_bundle
 from pbd_ray.metrics.cost import cost_report
 from pbd_ray.report.figures import draw_frontier
@@ -40,10 +40,11 @@ def run_compression(recipe: Recipe) -> Summary:
     """
     place = recipe.execution.run_dir or f"runs/{recipe.experiment.name}"
     Ledger.refuse_other(place, recipe)
-    # Ray first: it forgets the code of a submitted job whose driver takes a minute to connect.
+    split = load_split(recipe)
+    teacher = given_teacher(recipe, split)
+    # Ray before the videos: it forgets the code of a submitted job whose driver takes a minute to connect.
     with _backend(recipe):
-        split, source = open_data(recipe)
-        teacher = given_teacher(recipe, split)
+        split, source = open_videos(recipe, split)
         classes = split.fit.classes
         ledger = Ledger.open(place, recipe)
         if teacher is None and ledger.teacher.read_bundle() is None:
@@ -80,8 +81,9 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
     if output.exists():
         raise ConfigError(f"--output {output} is there already")
     scratch = output.absolute().with_name(f"{output.name}.fit")
+    split = load_split(recipe)
     with _backend(recipe):
-        split, source = open_data(recipe)
+        split, source = open_videos(recipe, split)
         fitted = _fit(recipe, split, source, str(scratch))
         with _steps(recipe, split, source, str(scratch)) as steps:
             rows = _test_rows(recipe, split, steps, fitted.model)

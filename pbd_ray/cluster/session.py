@@ -7,6 +7,7 @@ Inside a submitted job the working directory already carries `pbd_ray` to every 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -18,10 +19,17 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler._private.util import format_readonly_node_type
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.state import list_placement_groups
 
 import pbd_ray
+from pbd_ray.cluster.monitoring import throttled
 from pbd_ray.config import Execution, UserError
 
 # Read by Ray Train's controller. A fit starts and ends some 10 s sooner than with Ray's defaults, which
@@ -34,6 +42,7 @@ _WORKER_ENVIRONMENT = {
     "TUNE_WARN_THRESHOLD_S": "10",
 }
 _LOCAL_OBJECT_STORE_BYTES = 500_000_000
+_WAIT_LINE_SECONDS, _WAIT_POLL_SECONDS = 30.0, 1.0
 HEAD_RESOURCE = "node:__internal_head__"
 
 
@@ -88,24 +97,28 @@ def require_resources(execution: Execution, say: Callable[[str], None]) -> None:
         ResourcesError: no node has or, as far as Ray knows, will ever have enough.
     """
     need = worker_resources(execution)
+    if _any_node_has(need):
+        return
+    shown = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
+    if not autoscaler_runs():
+        raise ResourcesError(
+            f"execution asks for {shown} a worker (cpus_per_worker, gpus_per_worker) "
+            f"but no node of the cluster has it: {_largest_node()}"
+        )
     deadline = time.monotonic() + execution.resource_wait_seconds
-    can_grow = _autoscaler_runs()
-    while True:
-        if any(_fits(need, node["Resources"]) for node in ray.nodes() if node["Alive"]):
-            return
-        shown = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
-        if not can_grow:
-            raise ResourcesError(
-                f"execution asks for {shown} a worker (cpus_per_worker, gpus_per_worker) "
-                f"but no node of the cluster has it: {_largest_node()}"
-            )
-        if time.monotonic() > deadline:
-            raise ResourcesError(
-                f"no node with {shown} came within execution.resource_wait_seconds="
-                f"{execution.resource_wait_seconds:g}"
-            )
-        say(f"waiting for a node with {shown}")
-        time.sleep(min(30.0, max(0.1, deadline - time.monotonic())))
+    tell = throttled(_WAIT_LINE_SECONDS, say)
+    request_resources(bundles=[need])  # nothing else asks yet, and unasked no node comes
+    try:
+        while not _any_node_has(need):
+            if time.monotonic() > deadline:
+                raise ResourcesError(
+                    f"no node with {shown} came within execution.resource_wait_seconds="
+                    f"{execution.resource_wait_seconds:g}"
+                )
+            tell(f"waiting for a node with {shown}")
+            time.sleep(_WAIT_POLL_SECONDS)
+    finally:
+        request_resources(bundles=[])
 
 
 def worker_resources(execution: Execution) -> dict[str, float]:
@@ -119,7 +132,7 @@ def worker_resources(execution: Execution) -> dict[str, float]:
 def worker_capacity(execution: Execution) -> int:
     """How many workers to ask for: as many as fit the nodes there are, at least one; where an autoscaler
     may bring more, `max_workers`."""
-    if _autoscaler_runs():
+    if autoscaler_runs():
         return execution.max_workers
     need = worker_resources(execution)
     total = 0
@@ -129,8 +142,12 @@ def worker_capacity(execution: Execution) -> int:
     return max(1, total)
 
 
-def _fits(need: dict[str, float], has: dict[str, float]) -> bool:
-    return all(has.get(name, 0.0) >= amount for name, amount in need.items())
+def _any_node_has(need: dict[str, float]) -> bool:
+    return any(
+        all(node["Resources"].get(name, 0.0) >= amount for name, amount in need.items())
+        for node in ray.nodes()
+        if node["Alive"]
+    )
 
 
 def _largest_node() -> str:
@@ -140,13 +157,20 @@ def _largest_node() -> str:
     return f"at most {cpus:g} CPU and {gpus:g} GPU on one node"
 
 
-def _autoscaler_runs() -> bool:
-    """Whether more nodes may come: the autoscaler writes its status only where it runs."""
-    from ray.experimental.internal_kv import _internal_kv_get
+def autoscaler_runs() -> bool:
+    """Whether more nodes may come.
 
-    return bool(_internal_kv_get(b"__autoscaling_status_legacy")) or bool(
-        _internal_kv_get(b"__autoscaling_status")
-    )
+    Ray runs its autoscaler everywhere; where nobody configured node types for it, it only looks on, and
+    calls every node a type of its own, `node_<id>`.
+    """
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        types = {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
+    else:
+        written = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
+        report = (json.loads(written) if written else {}).get("autoscaler_report") or {}
+        types = {*report.get("active_nodes", ()), *report.get("pending_launches", ())}
+    return not types <= {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}
 
 
 def _remove_orphaned_placement_groups() -> None:

@@ -38,7 +38,7 @@ SUBSETS = ("fit", "selection", "test")
 ANNOTATIONS_FILE = "annotations.json"
 MANIFEST_FILE = "manifest.json"
 
-_GENERATOR_VERSION = 2  # goes into the hash: raise it whenever the same config would give other pixels
+_GENERATOR_VERSION = 3  # goes into the hash: raise it whenever the same config would give other pixels
 _ACTION_SECONDS = (1.2, 4.5)
 _BACKGROUND_SECONDS = (1.0, 5.0)
 _PERIOD_SECONDS = (0.8, 1.8)
@@ -47,6 +47,7 @@ _RADIUS = (0.14, 0.30)  # of the frame's side
 _SHORTEST_SECONDS = 5.0  # a video this long always has room for one action with background around it
 _LOWEST_FPS = 8  # the fastest sweep then moves 0.16 of its range a frame: no aliasing
 _LUMA = np.array([0.299, 0.587, 0.114])
+_YUV_1024 = np.array([[263, 516, 100], [-152, -298, 450], [450, -377, -73]])  # BT.601, video range
 _SHAPES = ("disc", "square", "diamond")
 
 Floats = NDArray[np.float32]
@@ -475,15 +476,16 @@ def _write_video(directory: Path, config: SyntheticConfig, subset: str, index: i
     final = directory / _file_name(subset, index)
     partial = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
-        # bitexact: no encoder version and no date in the file; one thread: the same bits every time.
+        # The same bits every time, on every processor. bitexact: no encoder version and no date in the file;
+        # one thread; and no assembly: on some processors it reads past the end of so small a picture's rows.
         with av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            options = {"crf": "18", "preset": "veryfast", "threads": "1"}
+            options = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "asm=0"}
             stream = container.add_stream("libx264", rate=drawn.fps, options=options)
             stream.width = stream.height = drawn.side_pixels
             stream.pix_fmt = "yuv420p"
             stream.gop_size = 50
             for number in range(drawn.frames):
-                picture = av.VideoFrame.from_ndarray(render(drawn, number), format="rgb24")
+                picture = av.VideoFrame.from_ndarray(_yuv420(render(drawn, number)), format="yuv420p")
                 picture.pts = number
                 picture.time_base = Fraction(1, drawn.fps)
                 container.mux(stream.encode(picture))
@@ -491,6 +493,20 @@ def _write_video(directory: Path, config: SyntheticConfig, subset: str, index: i
         partial.replace(final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _yuv420(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB (side, side, 3) as planar YUV 4:2:0 (1.5 side, side): BT.601, video range, chroma the mean of 2 x 2.
+
+    In integers, for ffmpeg's own conversion differs between processors.
+    """
+    side = pixels.shape[0]
+    luma, blue, red = np.moveaxis(pixels.astype(np.int32) @ _YUV_1024.T, -1, 0)
+    planes = [(luma + 512) // 1024 + 16]
+    for chroma in (blue, red):
+        four = chroma.reshape(side // 2, 2, side // 2, 2).sum(axis=(1, 3))
+        planes.append((four + 2048) // 4096 + 128)
+    return np.concatenate([plane.ravel() for plane in planes]).astype(np.uint8).reshape(-1, side)
 
 
 def _is_whole(path: Path, sizes: dict[str, int]) -> bool:
