@@ -126,6 +126,8 @@ class BackboneConfig(Section):
     """Image size the sin-cos position table is made for; interpolated bicubically to `crop_pixels`."""
     drop_path: Fraction = 0.1
     activation: Literal["gelu", "relu"] = "gelu"
+    final_norm: bool = False
+    """A LayerNorm after the last block, as image ViTs have; VideoMAE's feature map has none."""
     unused_norm: bool = False
     """Carry the release's unused `fc_norm` (2 * embed_dim parameters): importers set it."""
 

@@ -496,7 +496,7 @@ def _write_video(directory: Path, config: SyntheticConfig, subset: str, index: i
 
 
 def _yuv420(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGB (side, side, 3) as planar YUV 4:2:0 (1.5 side, side): BT.601, video range, chroma the mean of 2 x 2.
+    """RGB (side, side, 3) as planar YUV 4:2:0 (1.5 side, side): BT.601, video range, mean chroma of 2 x 2.
 
     In integers, for ffmpeg's own conversion differs between processors.
     """

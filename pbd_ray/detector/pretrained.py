@@ -86,7 +86,8 @@ def load_dinov2_layout(backbone: VideoMAE, path: str | Path) -> ImportReport:
 
     Layer scale is folded into the output projections and the key bias left out: neither changes a
     block's output. Patch kernels are resized and spread over the tubelet, positions interpolated and
-    repeated over time, the class token dropped. Blocks the backbone has dropped are ignored.
+    repeated over time, the class token dropped; the final norm is kept where the backbone has
+    `final_norm`. Blocks the backbone has dropped are ignored.
 
     Raises:
         PretrainedError: unreadable file, sizes that do not fit, a missing or an unknown key.
@@ -119,8 +120,11 @@ def load_dinov2_layout(backbone: VideoMAE, path: str | Path) -> ImportReport:
         _take_dinov2_block(work, index, kept=index in backbone.kept_blocks)
     work.ignore("embeddings.cls_token", "the video backbone has no class token")
     work.ignore("embeddings.mask_token", "used only by masked pretraining")
-    for name in ("layernorm.weight", "layernorm.bias"):
-        work.ignore(name, "the video backbone has no final norm")
+    for part in ("weight", "bias"):
+        if config.final_norm:
+            work.values[f"norm.{part}"] = work.take(f"layernorm.{part}")
+        else:
+            work.ignore(f"layernorm.{part}", "backbone.final_norm is off")
     return work.write(backbone)
 
 

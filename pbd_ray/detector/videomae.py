@@ -1,7 +1,8 @@
 """The backbone: VideoMAE's video transformer (arXiv 2203.12602) on timm's blocks.
 
 Differences from an image ViT: tubelets instead of patches, a fixed sin-cos position table over
-(time, row, column), no class token, no key bias, no final norm. A long clip runs in chunks of
+(time, row, column), no class token, no key bias, no final norm (`final_norm` brings it back for a
+backbone that starts as an image ViT). A long clip runs in chunks of
 `chunk_frames` frames; attention never crosses a chunk.
 
 A *block* is one whole transformer layer and keeps its original index for ever: `blocks` holds the
@@ -120,6 +121,8 @@ class VideoMAE(nn.Module):
         kernel = (config.tubelet_frames, config.patch_pixels, config.patch_pixels)
         self.patch_embed = nn.Conv3d(3, config.embed_dim, kernel, stride=kernel)
         self.blocks = nn.ModuleDict({str(index): build_block(config, index) for index in kept})
+        if config.final_norm:
+            self.norm = BlockNorm(config.embed_dim)
         if config.unused_norm:
             # No forward touches it and DDP refuses parameters without a gradient, hence frozen.
             self.fc_norm = BlockNorm(config.embed_dim).requires_grad_(False)
@@ -179,7 +182,8 @@ class VideoMAE(nn.Module):
         return output
 
     def pool(self, tokens: Tensor, batch_size: int) -> Tensor:
-        """Mean over space, chunks put end to end, stretched linearly to the feature grid.
+        """Final norm if there is one, mean over space, chunks put end to end, stretched linearly to the
+        feature grid.
 
         Args:
             tokens: (batch_size * chunks, N, d).
@@ -188,6 +192,8 @@ class VideoMAE(nn.Module):
             (batch_size, d, feature_steps).
         """
         dim = tokens.shape[-1]
+        if self.config.final_norm:
+            tokens = self.norm(tokens)
         steps = tokens.reshape(len(tokens), self.chunk_steps, -1, dim).mean(dim=2)
         sequence = steps.reshape(batch_size, -1, dim).transpose(1, 2)
         return F.interpolate(sequence, size=self.feature_steps, mode="linear", align_corners=False)

@@ -50,6 +50,7 @@ class Parameters:
     block_norms: int
     lora: int
     patch_embedding: int
+    final_norm: int
     unused_norm: int
     """The release's `fc_norm`, which no forward uses (design, section 2)."""
     head: int
@@ -91,14 +92,15 @@ class TrainableParameters:
     lora: int
     block_norms: int
     patch_embedding: int
+    final_norm: int
     unused_norm: int
     """Counted by Table F, though nothing trains it."""
     attention_and_mlp: int
 
     @property
     def total(self) -> int:
-        parts = (self.lora, self.block_norms, self.patch_embedding, self.unused_norm, self.attention_and_mlp)
-        return sum(parts)
+        norms = self.block_norms + self.final_norm + self.unused_norm
+        return self.lora + norms + self.patch_embedding + self.attention_and_mlp
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ def cost_report(detector: DetectorLike) -> CostReport:
 
 def count_parameters(detector: DetectorLike) -> Parameters:
     """Count a `Detector`'s parameters by part, from their names."""
-    parts = dict.fromkeys(("blocks", "block_norms", "lora", "patch_embedding", "unused_norm", "head"), 0)
+    names = ("blocks", "block_norms", "lora", "patch_embedding", "final_norm", "unused_norm", "head")
+    parts = dict.fromkeys(names, 0)
     trainable = 0
     for name, parameter in detector.named_parameters():
         parts[_part(name)] += parameter.numel()
@@ -149,6 +152,7 @@ def trainable_parameters(
         lora=blocks * _lora_weights(dim, rank) if has_lora else 0,
         block_norms=blocks * 4 * dim if has_rest else 0,
         patch_embedding=_patch_values(config) * dim + dim if has_rest else 0,
+        final_norm=2 * dim if mode == "full" and config.backbone.final_norm else 0,
         unused_norm=2 * dim if has_rest and config.backbone.unused_norm else 0,
         attention_and_mlp=blocks * (attention + mlp) if mode == "full" else 0,
     )
@@ -289,6 +293,8 @@ def _part(name: str) -> str:
         return "lora"
     if ".fc_norm." in name:
         return "unused_norm"
+    if name.startswith("backbone.norm."):
+        return "final_norm"
     if ".patch_embed." in name:
         return "patch_embedding"
     assert ".blocks." in name, f"parameter {name} belongs to no part of the cost report"

@@ -7,8 +7,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import decord
 import av
+import decord
 import numpy as np
 import pytest
 

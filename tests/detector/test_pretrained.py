@@ -92,6 +92,17 @@ def test_blocks_equal_the_image_vit(tmp_path: Path) -> None:
     assert set(report.ignored) == keys | others
 
 
+def test_final_norm_is_kept_where_the_backbone_has_one(tmp_path: Path) -> None:
+    model = small_dinov2()
+    torch.nn.init.normal_(model.layernorm.weight)
+    backbone = VideoMAE(SMALL.model_copy(update={"final_norm": True}), GRID).eval()
+    report = load_dinov2_layout(backbone, write(model, tmp_path / "w.safetensors"))
+    assert {"layernorm.weight", "layernorm.bias"} <= set(report.loaded)
+    tokens = torch.randn(2, 20, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.norm(tokens), model.layernorm(tokens))
+
+
 def test_softmax_does_not_see_a_key_bias() -> None:
     query, key, value, bias = torch.randn(4, 2, 3, 50, 8, dtype=torch.float64)
     plain = F.scaled_dot_product_attention(query, key, value)

@@ -233,6 +233,16 @@ def test_unused_norm_is_carried_and_never_used() -> None:
         assert torch.equal(with_norm(frames), without(frames))
 
 
+def test_final_norm_comes_before_the_mean_over_space() -> None:
+    torch.manual_seed(0)
+    model = VideoMAE(CONFIG.model_copy(update={"final_norm": True}), GRID).eval()
+    nn.init.normal_(model.norm.weight)
+    tokens = torch.randn(3, model.chunk_steps * 4, CONFIG.embed_dim)
+    without = VideoMAE(CONFIG, GRID)
+    with torch.no_grad():
+        assert torch.equal(model.pool(tokens, 3), without.pool(model.norm(tokens), 3))
+
+
 def test_state_holds_the_position_table_and_no_pixel_constants() -> None:
     buffers = set(VideoMAE(CONFIG, GRID).state_dict()) - {
         n for n, _ in VideoMAE(CONFIG, GRID).named_parameters()

@@ -65,11 +65,12 @@ class Driver:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[Sequence[str]], Driver]]:
-    """start(["jobs/compress.py", ...]) -> Driver; whatever is left at the end is ended, by pid."""
+def start(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+    """start(["jobs/compress.py", ...], NAME="value") -> Driver, NAME in its environment; whatever is left at
+    the end is ended, by pid."""
     drivers: list[Driver] = []
 
-    def run(arguments: Sequence[str]) -> Driver:
+    def run(arguments: Sequence[str], **extra: str) -> Driver:
         mark, log = uuid.uuid4().hex, tmp_path / f"driver-{len(drivers)}.log"
         environment = {
             **os.environ,
@@ -78,6 +79,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[Sequence[str]], Driver]]:
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONWARNINGS": "default",
             "PYTHONPATH": str(ROOT),
+            **extra,
         }
         with log.open("w") as stream:
             process = subprocess.Popen(

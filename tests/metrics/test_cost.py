@@ -33,7 +33,7 @@ RESIZED = DetectorConfig(
     grid=GridConfig(kind="resize", window_frames=32, feature_steps=8, crop_pixels=48),
     backbone=BackboneConfig(
         embed_dim=32, depth=3, num_heads=2, mlp_ratio=2.0, position_table_pixels=64, activation="relu",
-        unused_norm=True,
+        final_norm=True, unused_norm=True,
     ),
     head=HeadConfig(
         channels=12, num_heads=4, levels=3, regression_ranges=SMALL_RANGES, position_table=True,
@@ -142,7 +142,7 @@ def test_parts_add_up() -> None:
     detector = Detector(RESIZED, 3)
     parts = count_parameters(detector)
     assert parts.total == sum(p.numel() for p in detector.parameters())
-    assert parts.unused_norm == 2 * 32
+    assert parts.unused_norm == parts.final_norm == 2 * 32
     assert parts.block_norms == 3 * 4 * 32
 
 
