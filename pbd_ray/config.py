@@ -263,7 +263,8 @@ class TeacherConfig(Section):
     start: Literal["random", "motion", "dinov2"] = "random"
     """Backbone of a teacher that is trained: random; random with half of the tubelet kernels as temporal
     differences, so that a small model finds motion soon; or `execution.pretrained_weights`, a ViT in
-    DINOv2's layout."""
+    DINOv2's layout (set `detector.backbone.final_norm` with it: the norm is then fitted to the fit
+    videos, and a head can learn on what comes out of it)."""
     trainable: Literal["full", "head"] = "full"
     """head: the backbone stays as it starts; far cheaper, for pretrained weights and little data."""
     backbone_lr: Positive = 1e-4

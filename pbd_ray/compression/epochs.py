@@ -22,6 +22,7 @@ from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.compression.precision import autocast_context
 from pbd_ray.compression.scoring import detect_video
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Video
+from pbd_ray.data.dataset import WindowBatch
 from pbd_ray.data.source import training_batch
 from pbd_ray.metrics.mean_ap import mean_average_precision
 
@@ -64,6 +65,8 @@ def run_epochs(
     tuning = _tuning(job, device, collective, wrap)
     if state is not None:
         tuning.load_state(state)
+    elif job.standardize:
+        tuning.standardize_features(_batches(job, 0, collective))
     best = max((_rank(report) for report in history), default=(-math.inf, -math.inf))
     for epoch in range(len(history), options.epochs):
         started = time.monotonic()
@@ -176,14 +179,17 @@ def _tuning(
 
 
 def _train(job: FineTuneJob, tuning: FineTuning, epoch: int, collective: Collective) -> LossTerms:
+    steps = [tuple(asdict(tuning.train_step(batch)).values()) for batch in _batches(job, epoch, collective)]
+    return LossTerms(*np.mean(steps, axis=0).tolist())
+
+
+def _batches(job: FineTuneJob, epoch: int, collective: Collective) -> Iterator[WindowBatch]:
+    """This rank's share of every global batch of the epoch, augmented by (seed, round, epoch, video)."""
     seed_key = (job.experiment.seed, job.round, epoch)
     grid, data = job.experiment.detector.grid, job.experiment.data
-    steps: list[tuple[float, ...]] = []
     for videos in epoch_batches(job, epoch):
         mine = videos[collective.rank :: collective.world_size]
-        batch = training_batch(job.source, mine, grid, seed_key, data.min_instance_fraction)
-        steps.append(tuple(asdict(tuning.train_step(batch)).values()))
-    return LossTerms(*np.mean(steps, axis=0).tolist())
+        yield training_batch(job.source, mine, grid, seed_key, data.min_instance_fraction)
 
 
 def _selection_map(job: FineTuneJob, tuning: FineTuning, collective: Collective) -> tuple[float, float]:

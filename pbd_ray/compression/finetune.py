@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -34,6 +34,8 @@ from pbd_ray.detector.losses import (
     updated_normalizer,
 )
 from pbd_ray.detector.points import pyramid_mask
+
+_LEAST_VARIANCE = 1e-12
 
 
 class Diverged(RunError):
@@ -129,6 +131,33 @@ class FineTuning:
         self.step = 0
         self.ema = {name: value.detach().clone() for name, value in self._trained().items()}
         self.best: dict[str, Tensor] = dict(self.ema)
+
+    @torch.no_grad()
+    def standardize_features(self, batches: Iterable[WindowBatch]) -> None:
+        """Set the backbone's final norm so that every channel of the features has mean 0 and deviation 1.
+
+        An image ViT's channels differ little over a video and lie far from 0, and a fresh head does not
+        learn on such features. Before the first step only.
+
+        Args:
+            batches: this rank's share; the moments are those of all ranks.
+        """
+        backbone = self.student.eval().backbone
+        sums = torch.zeros(3, backbone.config.embed_dim, dtype=torch.float64)
+        for batch in batches:
+            batch = batch.to(self.device)
+            with autocast_context(self.autocast, self.device):
+                features = backbone(batch.frames)
+            valid = features.transpose(1, 2)[batch.mask].double().cpu()  # (real steps, d)
+            sums += torch.stack([valid.sum(0), valid.square().sum(0), torch.full_like(valid[0], len(valid))])
+        total, squares, count = self.collective.sum(sums)
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp(min=_LEAST_VARIANCE).sqrt()
+        norm = backbone.norm
+        norm.bias.copy_((norm.bias.double().cpu() - mean) / deviation)
+        norm.weight.copy_(norm.weight.double().cpu() / deviation)
+        self.ema = {name: value.detach().clone() for name, value in self._trained().items()}
+        self.best = dict(self.ema)
 
     def train_step(self, batch: WindowBatch) -> LossTerms:
         """One optimiser step on this rank's share of a global batch.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,8 @@ class FineTuneJob:
     selection: Annotations
     source: VideoSource
     window_batch: int
+    standardize: bool = False
+    """Begin by setting the final norm to the fit windows (`FineTuning.standardize_features`)."""
 
 
 def alignment_job(
@@ -59,7 +61,9 @@ def teacher_job(recipe: Recipe, split: Split, source: VideoSource) -> FineTuneJo
         select_every_epochs=options.select_every_epochs,
     )
     student = initial_model(recipe, len(split.fit.classes))
-    return _job(recipe, split, source, config, TEACHER_ROUND, student, None)
+    job = _job(recipe, split, source, config, TEACHER_ROUND, student, None)
+    pretrained = options.start == "dinov2" and recipe.experiment.detector.backbone.final_norm
+    return replace(job, standardize=pretrained)
 
 
 def initial_model(recipe: Recipe, num_classes: int) -> Model:

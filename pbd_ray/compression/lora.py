@@ -34,7 +34,8 @@ def prepare_student(detector: Detector, config: AlignmentConfig, generator: torc
 
 def set_trainable(detector: Detector, mode: Trainable) -> None:
     """lora: LoRA factors, block LayerNorms, patch embedding and the whole head; full: everything;
-    head: the head alone; lora_only: the factors alone (paper, F.4); none: nothing (Table E)."""
+    head: the head and the final norm, if there is one; lora_only: the factors alone (paper, F.4);
+    none: nothing (Table E)."""
     for name, parameter in detector.named_parameters():
         parameter.requires_grad_(_trains(name, mode))
 
@@ -62,7 +63,7 @@ def _trains(name: str, mode: Trainable) -> bool:
         return False
     in_backbone = name.startswith("backbone.")
     if mode == "head":
-        return not in_backbone
+        return not in_backbone or name.startswith("backbone.norm.")
     block_norm = ".blocks." in name and (".norm1." in name or ".norm2." in name)
     return not in_backbone or block_norm or ".patch_embed." in name
 

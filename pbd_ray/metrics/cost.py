@@ -152,7 +152,7 @@ def trainable_parameters(
         lora=blocks * _lora_weights(dim, rank) if has_lora else 0,
         block_norms=blocks * 4 * dim if has_rest else 0,
         patch_embedding=_patch_values(config) * dim + dim if has_rest else 0,
-        final_norm=2 * dim if mode == "full" and config.backbone.final_norm else 0,
+        final_norm=2 * dim if mode in ("full", "head") and config.backbone.final_norm else 0,
         unused_norm=2 * dim if has_rest and config.backbone.unused_norm else 0,
         attention_and_mlp=blocks * (attention + mlp) if mode == "full" else 0,
     )

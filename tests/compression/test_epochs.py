@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pbd_ray.compression import epochs
-from pbd_ray.compression.blocks import Model, to_detector
+from pbd_ray.compression.blocks import Model, from_detector, to_detector
 from pbd_ray.compression.epochs import (
     CURVES_SCHEMA,
     EpochReport,
@@ -27,6 +27,7 @@ from pbd_ray.compression.finetune import Diverged, LossTerms
 from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.compression.scoring import detect_video
 from pbd_ray.data.annotations import DETECTION_SCHEMA
+from pbd_ray.detector.detector import Detector
 from pbd_ray.metrics.mean_ap import mean_average_precision
 
 LOSSES = LossTerms(1.0, 2.0, 3.0, 4.0, 5.0, 15.0)
@@ -89,6 +90,20 @@ def test_resuming_after_an_epoch(uninterrupted: tuple[FineTuneJob, Any, Any, Mod
     assert reports[:done] + rest == reports
     assert all(same(*pair) for pair in zip(states[done:], later_states, strict=True))
     assert same_model(finished_model(job, states[-1]), model)
+
+
+def test_resuming_does_not_standardize_again(make_job: Callable[..., FineTuneJob]) -> None:
+    job = make_job("detector.backbone.final_norm=true", standardize=True, teacher=None)
+    start = from_detector(Detector(job.experiment.detector, 4))
+    job = replace(job, student=start, config=job.config.model_copy(update={"trainable": "head"}))
+    reports, states, run = whole_run(job)
+    assert not torch.equal(
+        states[0]["ema/backbone.norm.bias"], torch.tensor(start.weights["backbone.norm.bias"])
+    )
+    rest, later_states, _ = whole_run(job, history=reports[:1], state=states[0])
+    assert reports[:1] + rest == reports
+    assert all(same(*pair) for pair in zip(states[1:], later_states, strict=True))
+    assert same_model(finished_model(job, states[-1]), run.best_model())
 
 
 def test_ranks_are_one_process(make_job: Callable[..., FineTuneJob], on_ranks: Callable[..., Any]) -> None:

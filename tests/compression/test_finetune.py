@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -189,6 +190,33 @@ def share(batch: WindowBatch, rank: int, count: int) -> WindowBatch:
     return WindowBatch(
         batch.frames[mine], batch.mask[mine], batch.segments[mine], batch.labels[mine], batch.windows[mine]
     )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_standardized_features(
+    config: DetectorConfig, batches: list[WindowBatch], on_ranks: Callable[..., list[Any]], count: int
+) -> None:
+    """Mean 0 and deviation 1 in every channel over the real steps of all ranks' windows, EMA included."""
+    with_norm = config.model_copy(
+        update={"backbone": config.backbone.model_copy(update={"final_norm": True})}
+    )
+    start = from_detector(Detector(with_norm, 4))
+
+    def work(**how: Any) -> FineTuning:
+        options = AlignmentConfig(trainable="head")
+        run = FineTuning(start, None, with_norm, 4, options, 1e-3, 2, seed_key=(0,), **how)
+        run.standardize_features(share(batch, run.collective.rank, count) for batch in batches)
+        return run
+
+    for run in on_ranks(count, work):
+        assert set(run.ema) == {n for n in start.weights if not n.startswith("backbone.")} - {
+            "head.loss_normalizer"
+        } | {"backbone.norm.weight", "backbone.norm.bias"}
+        with torch.no_grad(), run.ema_student() as student:
+            features = [student.backbone(batch.frames).transpose(1, 2)[batch.mask] for batch in batches]
+        values = torch.cat(features).double().numpy()
+        np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-4)
+        np.testing.assert_allclose(values.std(axis=0), 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
