@@ -160,7 +160,8 @@ def _bundle(
 
 def _cost(recipe: Recipe, num_classes: int, model: Model) -> Cost:
     report = cost_report(to_detector(model, recipe.experiment.detector, num_classes))
-    return Cost(macs=report.macs.total, params=report.parameters.total)
+    macs = report.macs
+    return Cost(macs=macs.total, block_macs=sum(macs.blocks.values()), params=report.parameters.total)
 
 
 def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:

@@ -33,6 +33,8 @@ class DepthInfo:
     high: float | None
     macs: int
     macs_ratio: float
+    block_macs_ratio: float
+    """Of the transformer blocks alone."""
     params: int
     params_ratio: float
     latency_ms: float
@@ -69,7 +71,7 @@ def rounds_text(depths: Sequence[DepthInfo], headline: str) -> str:
     table = Table(box=box.SIMPLE, pad_edge=False)
     tious = list(depths[0].map)
     columns = ["round", "dropped", "blocks", "lr", *(f"@{tiou}" for tiou in tious), "average"]
-    columns += [f"{headline} - teacher (interval)", "G MACs", "M params", "ms/window"]
+    columns += [f"{headline} - teacher (interval)", "block MACs", "G MACs", "M params", "ms/window"]
     for column in columns:
         table.add_column(column, justify="left" if column == "round" else "right", no_wrap=True)
     for depth in depths:
@@ -81,6 +83,7 @@ def rounds_text(depths: Sequence[DepthInfo], headline: str) -> str:
             *(f"{depth.map[tiou]:.4f}" for tiou in tious),
             f"{depth.average_map:.4f}",
             _interval(depth),
+            f"{depth.block_macs_ratio:.1%}",
             f"{depth.macs / 1e9:.4g} ({depth.macs_ratio:.1%})",
             f"{depth.params / 1e6:.4g} ({depth.params_ratio:.1%})",
             f"{depth.latency_ms:.4g} ({depth.latency_ratio:.1%})",
@@ -105,6 +108,7 @@ def _depth(entry: Mapping[str, Any], teacher: Mapping[str, Any]) -> DepthInfo:
         high=interval.get("high"),
         macs=entry["macs"],
         macs_ratio=entry["macs"] / teacher["macs"],
+        block_macs_ratio=entry["block_macs"] / teacher["block_macs"],
         params=entry["params"],
         params_ratio=entry["params"] / teacher["params"],
         latency_ms=entry["latency_ms"],

@@ -51,6 +51,7 @@ def evaluate(
         average_map=mean_ap.average_map,
         headline_map=headline,
         macs=cost.macs,
+        block_macs=cost.block_macs,
         params=cost.params,
         interval=interval,
     )

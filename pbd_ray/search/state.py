@@ -124,6 +124,8 @@ class Cost:
     """Computed cost of one window through the whole detector."""
 
     macs: int
+    block_macs: int
+    """Of the transformer blocks alone: these fall by the share of blocks that is dropped."""
     params: int
 
 
@@ -155,6 +157,7 @@ class Evaluation:
     headline_map: float
     """At `evaluation.headline_tiou`."""
     macs: int
+    block_macs: int
     params: int
     interval: Interval | None
     """Against the teacher on the test videos; None for the teacher itself."""

@@ -47,6 +47,7 @@ def _evaluated(record: RoundRecord) -> dict[str, Any]:
         "average_map": evaluation.average_map,
         "headline_map": evaluation.headline_map,
         "macs": evaluation.macs,
+        "block_macs": evaluation.block_macs,
         "params": evaluation.params,
         "latency_ms": measured["latency"][LATENCY],
         "seconds": {stage: facts["seconds"] for stage, facts in measured.get("stages", {}).items()},

@@ -15,6 +15,7 @@ TEACHER: dict[str, Any] = {
     "average_map": 0.7,
     "headline_map": 0.6,
     "macs": 4_000_000_000,
+    "block_macs": 2_000_000_000,
     "params": 1_000_000,
     "latency_ms": 20.0,
 }
@@ -28,6 +29,7 @@ ROUND: dict[str, Any] = {
     "headline_map": 0.58,
     "average_map": 0.69,
     "macs": 3_000_000_000,
+    "block_macs": 1_000_000_000,
     "params": 800_000,
     "latency_ms": 15.0,
     "interval": {"difference": -0.02, "low": -0.05, "high": 0.01},
@@ -39,6 +41,7 @@ def test_ratios_are_of_the_teacher() -> None:
     teacher, first = depths_info(SUMMARY)
     assert (teacher.macs_ratio, teacher.params_ratio, teacher.latency_ratio) == (1.0, 1.0, 1.0)
     assert (first.macs_ratio, first.params_ratio, first.latency_ratio) == (0.75, 0.8, 0.75)
+    assert (teacher.block_macs_ratio, first.block_macs_ratio) == (1.0, 0.5)
     assert (first.difference, first.low, first.high) == (-0.02, -0.05, 0.01)
     assert (teacher.blocks, first.blocks, first.dropped_block) == (4, 3, 2)
     assert teacher.difference is None
@@ -53,6 +56,7 @@ def test_ratios_are_of_the_teacher() -> None:
         "0.7900",
         "0.5800",
         "-0.0200 [-0.0500, +0.0100]",
+        "50.0%",
         "3 (75.0%)",
         "15 (75.0%)",
     ],

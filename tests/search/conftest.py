@@ -204,7 +204,11 @@ class World:
             Ledger.open(run_dir, self.recipe),
             to_bundle=to_bundle,
             from_bundle=from_bundle,
-            cost=lambda model: Cost(macs=100 + 100 * len(model.kept_blocks), params=len(model.weights)),
+            cost=lambda model: Cost(
+                macs=100 + 100 * len(model.kept_blocks),
+                block_macs=100 * len(model.kept_blocks),
+                params=len(model.weights),
+            ),
             report=self.lines.append,
         )
 

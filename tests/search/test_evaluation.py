@@ -13,7 +13,7 @@ from pbd_ray.search.state import Cost, Model
 
 RULES = EvaluationConfig(bootstrap_replicates=200)
 MODEL = Model((0, 2), {})
-COST = Cost(macs=10, params=3)
+COST = Cost(macs=10, block_macs=7, params=3)
 
 
 @pytest.fixture
@@ -63,7 +63,8 @@ def test_evaluation(data: Annotations, headline: float | str) -> None:
     else:
         at = mean_average_precision(data.ground_truth(), rows, [float(headline)], 2)
         assert found.headline_map == at.average_map
-    assert (found.macs, found.params, found.kept_blocks, found.interval) == (10, 3, (0, 2), None)
+    assert (found.macs, found.block_macs, found.params) == (10, 7, 3)
+    assert (found.kept_blocks, found.interval) == ((0, 2), None)
     assert records.evaluation_from_json(records.evaluation_to_json(found)) == found
 
 

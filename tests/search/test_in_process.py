@@ -40,8 +40,12 @@ def test_every_criterion_selects_a_block(
 
 def test_macs_fall_by_the_dropped_share(tiny_recipe: str, video_cache: Path, tmp_path: Path) -> None:
     summary = _run(tiny_recipe, video_cache, tmp_path)
-    macs = [summary.teacher.evaluation.macs, *(record.evaluation.macs for record in summary.rounds)]
+    evaluations = [summary.teacher.evaluation, *(record.evaluation for record in summary.rounds)]
+    macs = [evaluation.macs for evaluation in evaluations]
     assert macs[0] - macs[1] == macs[1] - macs[2] > 0
+    blocks = [evaluation.block_macs for evaluation in evaluations]
+    assert [share * BLOCKS for share in blocks] == [blocks[0] * left for left in (4, 3, 2)]
+    assert macs[0] - macs[1] == blocks[0] - blocks[1]
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [entry["macs"] for entry in (written["teacher"], *written["rounds"])] == macs
     assert len(written["rounds"][-1]["kept_blocks"]) == BLOCKS - 2
