@@ -39,7 +39,8 @@ def test_killed_in_round_two_goes_on_to_the_same_result(
     driver.wait_until(lambda: len(list(scores.glob("[0-9]*.parquet"))) > 0)
     driver.process.send_signal(signal.SIGKILL)
     driver.process.wait(10)
-    driver.assert_nothing_left()
+    # Workers end within seconds; Ray's own agents of the node look for the dead head for a minute.
+    driver.assert_nothing_left(120)
     written = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.parquet")}
 
     again = start(command)
