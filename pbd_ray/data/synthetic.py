@@ -476,8 +476,8 @@ def _write_video(directory: Path, config: SyntheticConfig, subset: str, index: i
     final = directory / _file_name(subset, index)
     partial = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
-        # The same bits every time, on every processor. bitexact: no encoder version and no date in the file;
-        # one thread; and no assembly: on some processors it reads past the end of so small a picture's rows.
+        # Meant to be the same bits every time, on every processor. bitexact: no encoder version and no date
+        # in the file; one thread; no assembly, the suspect where files once differed from run to run.
         with av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             options = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "asm=0"}
             stream = container.add_stream("libx264", rate=drawn.fps, options=options)
@@ -498,7 +498,7 @@ def _write_video(directory: Path, config: SyntheticConfig, subset: str, index: i
 def _yuv420(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """RGB (side, side, 3) as planar YUV 4:2:0 (1.5 side, side): BT.601, video range, mean chroma of 2 x 2.
 
-    In integers, for ffmpeg's own conversion differs between processors.
+    In integers, so that no processor's vector code, in ffmpeg or here, has a say in the rounding.
     """
     side = pixels.shape[0]
     luma, blue, red = np.moveaxis(pixels.astype(np.int32) @ _YUV_1024.T, -1, 0)

@@ -2,8 +2,8 @@
 
 Differences from an image ViT: tubelets instead of patches, a fixed sin-cos position table over
 (time, row, column), no class token, no key bias, no final norm (`final_norm` brings it back for a
-backbone that starts as an image ViT). A long clip runs in chunks of
-`chunk_frames` frames; attention never crosses a chunk.
+backbone that starts as an image ViT). A long clip runs in chunks of `chunk_frames` frames; attention
+never crosses a chunk.
 
 A *block* is one whole transformer layer and keeps its original index for ever: `blocks` holds the
 kept ones under their index, and a dropped block is simply not there.
