@@ -25,8 +25,8 @@ from pbd_ray.detector.losses import (
     focal_loss,
     updated_normalizer,
 )
+from pbd_ray.detector.opentad import load_opentad, opentad_key
 from pbd_ray.detector.points import segments_at, sinusoid_table
-from pbd_ray.detector.pretrained import load_opentad, opentad_key
 from pbd_ray.detector.videomae import VideoMAE
 
 pytestmark = pytest.mark.golden
