@@ -49,6 +49,7 @@ def given_teacher(recipe: Recipe, split: Split) -> Mapping[str, bytes] | None:
             recipe's.
     """
     source = recipe.experiment.teacher.source
+    files: Mapping[str, bytes]
     if source == "train":
         return None
     if source == "shipped":

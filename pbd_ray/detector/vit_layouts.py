@@ -176,9 +176,9 @@ def _named(patches: str, kernel: Tensor, names: list[str]) -> Layout:
     if patches == MMACTION.patches:
         return MMACTION
     if patches == TIMM.patches:
-        layout = VIDEOMAE_RELEASE if kernel.ndim == 5 else TIMM
-        fused = not _any_ends(names, VIDEOMAE_RELEASE.attention_biases)
-        return replace(layout, attention_biases=(TIMM if fused else VIDEOMAE_RELEASE).attention_biases)
+        # timm's image ViTs with `q_bias` are Eva and BEiT, whose norms or positions may be elsewhere
+        # without a tensor that shows it: their keys stay unknown.
+        return VIDEOMAE_RELEASE if kernel.ndim == 5 else TIMM
     if _any_ends(names, (".layernorm_before.weight",)):
         older = ("attention.attention.q_bias", "attention.attention.v_bias")
         layout = HUGGING_FACE_VIDEOMAE

@@ -56,7 +56,7 @@ def load_backbone(backbone: VideoMAE, source: Source) -> ImportReport:
                     work.ignore(key, f"block {index} is dropped")
     image = work.tensors[f"{layout.prefix}{layout.patches}.weight"].ndim == 4
     plain = not _has_any(work, layout, layout.attention_biases) and not _has_any(work, layout, layout.scales)
-    if image and plain and facts.architecture is None:
+    if image and plain and facts.architecture is None and not work.unknown():
         raise PretrainedError(
             f"{work.source}: has neither {layout.attention_biases[0]} nor layer scale, as timm's post-norm "
             "blocks: put its config.json, which says what it is, beside the file"

@@ -346,6 +346,8 @@ def test_final_norm_of_timm() -> None:
         ("vit_giant_patch14_dinov2", TINY, "tensor 'blocks.0.mlp.fc1.weight' is of a gated MLP (SwiGLU)"),
         ("vit_base_patch16_rpn_224", TINY, "has neither attn.qkv.bias nor layer scale"),
         ("vit_base_r26_s32_224", {"embed_dim": 24, "depth": 3, "num_heads": 2}, "its patch embedding has"),
+        ("beit_base_patch16_224", TINY, "is of relative positions"),
+        ("eva_giant_patch14_224", TINY | {"mlp_ratio": 4.0}, "unknown tensor 'blocks.0.attn.q_bias'"),
         ("resnet18", {}, "has 0 patch embeddings"),
     ],
 )
