@@ -73,11 +73,12 @@ def imported_teacher(recipe: Recipe, split: Split, source: str) -> Mapping[str, 
         UserError: the file does not fit the recipe's detector, or it is not said which label is which class.
     """
     data, classes = recipe.experiment.data, split.fit.classes
-    if data.classes is None and not data.class_agnostic:
+    if data.classes != classes and not data.class_agnostic:
         # Sorted names would often be right, and a wrong order would only show as a poor mAP.
         raise ConfigError(
-            f"experiment.data.classes is not set, but teacher {source} numbers its classes without names: "
-            "list them in the order of its class map, data.classes=[$(paste -sd, category_idx.txt)]"
+            f"experiment.data.classes is {data.classes and list(data.classes)}, but teacher {source} numbers "
+            "its classes without names: list them in the order of its class map, "
+            "data.classes=[$(paste -sd, category_idx.txt)]"
         )
     with torch.random.fork_rng(devices=[]):  # building draws initial weights; loading must not
         detector = Detector(recipe.experiment.detector, len(classes))

@@ -61,7 +61,7 @@ def test_checkpoint_of_opentad(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_the_order_of_its_classes_must_be_said(tmp_path: Path) -> None:
     recipe, split = recipe_with(tmp_path / "epoch_59.pth")
     checkpoint(tmp_path / "epoch_59.pth", theirs(recipe, split))
-    with pytest.raises(ConfigError, match=r"experiment\.data\.classes is not set") as error:
+    with pytest.raises(ConfigError, match=r"experiment\.data\.classes is None, but teacher") as error:
         given_teacher(recipe, split)
     assert "category_idx.txt" in str(error.value) and "\n" not in str(error.value)
 

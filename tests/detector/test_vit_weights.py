@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    VideoMAEConfig,
+    VideoMAEModel,
+)
 
 from pbd_ray.config import BackboneConfig, GridConfig
 from pbd_ray.detector.pretrained import PretrainedError, WeightFile
@@ -367,20 +374,32 @@ def test_a_whole_detector_is_no_backbone() -> None:
         load_backbone(VideoMAE(SMALL, GRID), tensors)
 
 
+SMALL_VIDEOMAE = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+}
+SMALL_VIDEOMAE |= {"patch_size": 8, "image_size": 32, "num_frames": 8, "use_mean_pooling": False}
+
+
 @given(st.data())
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_spoiled_files_are_refused_or_load_the_same(data: st.DataObject) -> None:
     """A tensor removed, renamed or reshaped: an error of one line, or not a bit of a difference."""
     torch.manual_seed(0)
     model: nn.Module
-    if data.draw(st.booleans(), label="dinov2"):
+    layout = data.draw(st.sampled_from(["dinov2", "timm", "videomae"]))
+    if layout == "dinov2":
         model = small_dinov2()
-    else:
+    elif layout == "timm":
         model = timm_vit("deit3_small_patch16_224", **TINY)
-    state = model.state_dict()
+    else:
+        model = VideoMAEModel(VideoMAEConfig(**SMALL_VIDEOMAE))
+    state, facts = model.state_dict(), {"image_size": 32, "num_frames": 8}
     config = SMALL.model_copy(update={"final_norm": True})
     whole, backbone = VideoMAE(config, GRID), VideoMAE(config, GRID)
-    load_backbone(whole, state)
+    load_backbone(whole, WeightFile("whole", state, facts))
     for key in data.draw(st.lists(st.sampled_from(sorted(state)), min_size=1, max_size=2, unique=True)):
         value = state.pop(key)
         change = data.draw(st.sampled_from(["remove", "rename", "prefix", "flatten", "grow", "scalar"]))
@@ -390,7 +409,7 @@ def test_spoiled_files_are_refused_or_load_the_same(data: st.DataObject) -> None
             shapes = {"flatten": value.flatten(), "grow": torch.cat([value, value]), "scalar": value.sum()}
             state[key] = shapes[change]
     try:
-        load_backbone(backbone, WeightFile("spoiled", state))
+        load_backbone(backbone, WeightFile("spoiled", state, facts))
         problem = None
     except PretrainedError as error:
         problem = str(error)
