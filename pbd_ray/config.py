@@ -129,7 +129,7 @@ class BackboneConfig(Section):
     final_norm: bool = False
     """A LayerNorm after the last block, as image ViTs have; VideoMAE's feature map has none."""
     unused_norm: bool = False
-    """Carry the release's unused `fc_norm` (2 * embed_dim parameters): importers set it."""
+    """Carry the release's unused `fc_norm` (2 * embed_dim parameters), which the paper counts."""
 
     @model_validator(mode="after")
     def _divisible(self) -> BackboneConfig:
@@ -259,12 +259,14 @@ class TeacherConfig(Section):
     """Where the uncompressed detector comes from."""
 
     source: str = "train"
-    """'train' fits one in the run; 'shipped' is the demo's bundle; else the path of a bundle directory."""
-    start: Literal["random", "motion", "dinov2"] = "random"
+    """'train' fits one in the run; 'shipped' is the demo's bundle; else the path of a bundle directory, or
+    of a whole detector's checkpoint from OpenTAD (.pth, .safetensors). Such a file does not name its
+    classes: with it `data.classes` must list them in the order of OpenTAD's class map."""
+    start: Literal["random", "motion", "pretrained"] = "random"
     """Backbone of a teacher that is trained: random; random with half of the tubelet kernels as temporal
-    differences, so that a small model finds motion soon; or `execution.pretrained_weights`, a ViT in
-    DINOv2's layout (set `detector.backbone.final_norm` with it: the norm is then fitted to the fit
-    videos, and a head can learn on what comes out of it)."""
+    differences, so that a small model finds motion soon; or `execution.pretrained_weights` (with
+    `detector.backbone.final_norm` that norm is then fitted to the fit videos, and a head can learn on
+    what comes out of it)."""
     trainable: Literal["full", "head"] = "full"
     """head: the backbone stays as it starts; far cheaper, for pretrained weights and little data."""
     backbone_lr: Positive = 1e-4
@@ -392,6 +394,8 @@ class Execution(Section):
     """Directory of the video files, a path every node sees."""
     annotations: str | None = None
     pretrained_weights: str | None = None
+    """VideoMAE (its release, mmaction2, OpenTAD, transformers) or an image ViT (timm, transformers'
+    DINOv2), as .safetensors or a PyTorch checkpoint; the names of the tensors tell which."""
     external_classifier: str | None = None
     cache_dir: str | None = None
     """Node-local directory for generated and decoded videos; None: the system's temporary directory."""

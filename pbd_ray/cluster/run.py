@@ -115,7 +115,7 @@ def _fit(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Ali
     say("fitting the uncompressed detector")
     if recipe.execution.backend == "ray":
         return fit_teacher(recipe, split, storage, say)
-    job = teacher_job(recipe, split, source)
+    job = teacher_job(recipe, split, source, say)
     return fit_grid(job, job.config.learning_rates, say)
 
 

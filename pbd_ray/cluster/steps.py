@@ -39,7 +39,7 @@ def cluster_steps(recipe: Recipe, split: Split, storage: str, say: Say) -> Itera
 
 def fit_teacher(recipe: Recipe, split: Split, storage: str, say: Say) -> Alignment:
     """Fit the uncompressed detector with Ray Train; a grid of one learning rate."""
-    job = teacher_job(recipe, split, local_source(recipe))
+    job = teacher_job(recipe, split, local_source(recipe), say)
     name = f"teacher-{experiment_hash(recipe.experiment)[:8]}"
     return sweep_learning_rates(job, job.config.learning_rates, name, storage, recipe, say)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from pbd_ray.config import AlignmentConfig, ConfigError, Experiment, Recipe
 from pbd_ray.data.annotations import Annotations, Split
 from pbd_ray.data.source import VideoSource
 from pbd_ray.detector.detector import Detector
-from pbd_ray.detector.pretrained import load_dinov2_layout
 from pbd_ray.detector.videomae import start_on_motion
+from pbd_ray.detector.vit_weights import load_backbone
 
 TEACHER_ROUND = 0
 
@@ -45,8 +46,11 @@ def alignment_job(
     return _job(recipe, split, source, recipe.experiment.alignment, round_number, student, teacher)
 
 
-def teacher_job(recipe: Recipe, split: Split, source: VideoSource) -> FineTuneJob:
+def teacher_job(recipe: Recipe, split: Split, source: VideoSource, say: Callable[[str], None]) -> FineTuneJob:
     """Fit the uncompressed detector: nothing guides it.
+
+    Args:
+        say: gets a line about what became of pretrained weights.
 
     Raises:
         UserError: `execution.pretrained_weights` is missing or does not fit.
@@ -60,13 +64,13 @@ def teacher_job(recipe: Recipe, split: Split, source: VideoSource) -> FineTuneJo
         prediction_loss=False,
         select_every_epochs=options.select_every_epochs,
     )
-    student = initial_model(recipe, len(split.fit.classes))
+    student = initial_model(recipe, len(split.fit.classes), say)
     job = _job(recipe, split, source, config, TEACHER_ROUND, student, None)
-    pretrained = options.start == "dinov2" and recipe.experiment.detector.backbone.final_norm
+    pretrained = options.start == "pretrained" and recipe.experiment.detector.backbone.final_norm
     return replace(job, standardize=pretrained)
 
 
-def initial_model(recipe: Recipe, num_classes: int) -> Model:
+def initial_model(recipe: Recipe, num_classes: int, say: Callable[[str], None]) -> Model:
     """The detector before any training: drawn by seed, the backbone from pretrained weights if asked."""
     experiment = recipe.experiment
     with torch.random.fork_rng(devices=[]):
@@ -74,11 +78,11 @@ def initial_model(recipe: Recipe, num_classes: int) -> Model:
         detector = Detector(experiment.detector, num_classes)
     if experiment.teacher.start == "motion":
         start_on_motion(detector.backbone)
-    elif experiment.teacher.start == "dinov2":
+    elif experiment.teacher.start == "pretrained":
         path = recipe.execution.pretrained_weights
         if path is None:
-            raise ConfigError("execution.pretrained_weights is not set but teacher.start is dinov2")
-        load_dinov2_layout(detector.backbone, Path(path))
+            raise ConfigError("execution.pretrained_weights is not set but teacher.start is pretrained")
+        say(f"backbone from {load_backbone(detector.backbone, Path(path)).text()}")
     return from_detector(detector)
 
 

@@ -11,6 +11,7 @@ kept ones under their index, and a dropped block is simply not there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -165,12 +166,7 @@ class VideoMAE(nn.Module):
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """The position table on a grid of rows x columns tokens: (1, steps * rows * columns, d)."""
-        side = self.config.position_table_pixels // self.config.patch_pixels
-        if (rows, columns) == (side, side):
-            return self.position_table
-        frames = self.position_table.view(self.chunk_steps, side, side, -1).permute(0, 3, 1, 2)
-        frames = F.interpolate(frames, size=(rows, columns), mode="bicubic", align_corners=False)
-        return frames.permute(0, 2, 3, 1).reshape(1, self.chunk_steps * rows * columns, -1)
+        return resize_positions(self.position_table, self.chunk_steps, rows, columns)
 
     def run_block(self, index: int, tokens: Tensor) -> Tensor:
         """One kept block: (B * chunks, N, d) -> (B * chunks, N, d)."""
@@ -204,6 +200,23 @@ class VideoMAE(nn.Module):
         for index in self.kept_blocks:
             tokens = self.run_block(index, tokens)
         return self.pool(tokens, len(frames))
+
+
+def resize_positions(table: Tensor, steps: int, rows: int, columns: int) -> Tensor:
+    """A position table of square images, interpolated bicubically to another grid of tokens.
+
+    Args:
+        table: (1, steps * side * side, d).
+
+    Returns:
+        (1, steps * rows * columns, d).
+    """
+    side = math.isqrt(table.shape[1] // steps)
+    if (rows, columns) == (side, side):
+        return table
+    images = table.view(steps, side, side, -1).permute(0, 3, 1, 2)
+    images = F.interpolate(images, size=(rows, columns), mode="bicubic", align_corners=False)
+    return images.permute(0, 2, 3, 1).reshape(1, steps * rows * columns, -1)
 
 
 def start_on_motion(backbone: VideoMAE) -> None:

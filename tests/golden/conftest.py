@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pbd_ray.config import BackboneConfig, DetectorConfig, GridConfig, HeadConfig
 from pbd_ray.detector.detector import Detector
-from pbd_ray.detector.pretrained import load_opentad
+from pbd_ray.detector.opentad import load_opentad
 
 
 @dataclass(frozen=True)

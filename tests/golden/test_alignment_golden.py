@@ -25,7 +25,7 @@ from pbd_ray.compression.schedule import learning_rate
 from pbd_ray.config import AlignmentConfig, OptimizerConfig
 from pbd_ray.data.dataset import WindowBatch
 from pbd_ray.detector.losses import assign_targets, detection_losses
-from pbd_ray.detector.pretrained import opentad_key
+from pbd_ray.detector.opentad import opentad_key
 
 pytestmark = pytest.mark.golden
 

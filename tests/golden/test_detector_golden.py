@@ -25,9 +25,10 @@ from pbd_ray.detector.losses import (
     focal_loss,
     updated_normalizer,
 )
+from pbd_ray.detector.opentad import load_opentad, opentad_key
 from pbd_ray.detector.points import segments_at, sinusoid_table
-from pbd_ray.detector.pretrained import load_opentad, opentad_key
 from pbd_ray.detector.videomae import VideoMAE
+from pbd_ray.detector.vit_weights import load_backbone
 
 pytestmark = pytest.mark.golden
 
@@ -68,6 +69,20 @@ def test_every_key_is_loaded(reference: Any, who: str) -> None:
     report = load_opentad(Detector(reference.config, reference.classes, reference.kept[who]), tensors)
     assert set(report.loaded) == set(tensors)
     assert report.ignored == {}
+
+
+def test_backbone_alone(reference: Any) -> None:
+    """Their backbone in an mmaction2 file, `backbone.` before its keys, starts ours with the same weights."""
+    tensors = {
+        key.removeprefix("backbone.model."): value
+        for key, value in reference.tensors("teacher_weights").items()
+        if key.startswith("backbone.model.")
+    }
+    whole = reference.detector("teacher").backbone
+    backbone = VideoMAE(reference.config.backbone, reference.config.grid)
+    report = load_backbone(backbone, tensors)
+    assert set(report.loaded) == set(tensors)
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in backbone.state_dict().items())
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])

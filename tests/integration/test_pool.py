@@ -53,7 +53,7 @@ def task(recipe: Recipe, split: Split) -> SweepTask:
     """Scores that are not all zero: train loss needs no trained detector."""
     num_classes = len(split.fit.classes)
     student = from_detector(
-        to_detector(initial_model(recipe, num_classes), recipe.experiment.detector, num_classes)
+        to_detector(initial_model(recipe, num_classes, print), recipe.experiment.detector, num_classes)
     )
     return SweepTask("round-01-scores", 1, student, student.kept_blocks, "train_loss", "fit")
 
