@@ -83,10 +83,14 @@ def check_facts(source: str, facts: Facts, config: BackboneConfig) -> None:
 
 def _timm_facts(source: str, facts: Mapping[str, Any]) -> Facts:
     name = str(facts["architecture"])
-    arguments = facts.get("model_args")
+    if not name.isprintable() or ":" in name or not timm.is_model(name):  # timm would fetch `hf-hub:...`
+        raise PretrainedError(f"{source}: timm has no architecture {name[:100]!r}")
+    given = facts.get("model_args")
+    arguments = dict(given) if isinstance(given, dict) else {}
+    arguments.update(pretrained=False, checkpoint_path="")  # sizes are asked for, never weights
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, **(arguments if isinstance(arguments, dict) else {}))
+            model = timm.create_model(name, **arguments)
     except Exception as error:  # a config from anywhere may ask timm for anything
         reason = " ".join(str(error).split())[:200]
         raise PretrainedError(f"{source}: timm cannot build its architecture {name!r}: {reason}") from None

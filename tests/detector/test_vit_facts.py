@@ -41,7 +41,12 @@ def test_timm() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architecture": "vit_nosuch"}, "timm cannot build its architecture 'vit_nosuch'"),
+        ({"architecture": "vit_nosuch"}, "timm has no architecture 'vit_nosuch'"),
+        ({"architecture": "hf-hub:somebody/vit"}, "timm has no architecture 'hf-hub:somebody/vit'"),
+        (
+            {"architecture": "vit_small_patch16_224", "model_args": {"nosuch": 1}},
+            "timm cannot build its architecture 'vit_small_patch16_224'",
+        ),
         ({"architecture": "eva02_tiny_patch14_224"}, "is timm's Eva, not a plain VisionTransformer"),
         ({"architecture": "vit_base_patch16_rpn_224"}, "has timm's ResPostBlocks, not its plain blocks"),
         ({"architecture": "vit_small_patch16_224", "mean": [0.5]}, "mean [0.5] of its config is not three"),
@@ -73,3 +78,8 @@ def test_what_the_backbone_cannot_follow(config: dict[str, Any], message: str) -
     with pytest.raises(PretrainedError) as error:
         check_facts("w", facts_of(config), SMALL)
     assert message in str(error.value)
+
+
+def test_a_config_cannot_make_timm_fetch_or_open_weights() -> None:
+    arguments = {"pretrained": True, "checkpoint_path": "/nowhere.pth", "num_heads": 3}
+    assert facts_of({"architecture": "vit_small_patch16_224", "model_args": arguments}).num_heads == 3
