@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -232,24 +233,24 @@ def assert_moved_alike(name: str, start: Tensor, ours: Tensor, theirs: Tensor) -
 
 
 @pytest.mark.parametrize(("name", "temperature"), [("kl_T1", 1.0), ("kl_T3.5", 3.5)])
-def test_class_loss(shared: Path, name: str, temperature: float) -> None:
-    unit = load_file(shared / "reference" / "unit_losses_posembed.safetensors")
+def test_class_loss(reference_file: Callable[[str], Path], name: str, temperature: float) -> None:
+    unit = load_file(reference_file("unit_losses_posembed.safetensors"))
     student, teacher = unit["cls.student_logits"], unit["cls.teacher_logits"]
     ours = class_loss(student, teacher, temperature) / len(student)
     assert float(ours) == pytest.approx(float(unit[name]), rel=1e-5)
 
 
-def test_class_loss_of_one_class_is_not_the_release_s(shared: Path) -> None:
+def test_class_loss_of_one_class_is_not_the_release_s(reference_file: Callable[[str], Path]) -> None:
     """There it is identically 0; ours is the Bernoulli KL, on purpose."""
-    unit = load_file(shared / "reference" / "unit_losses_posembed.safetensors")
+    unit = load_file(reference_file("unit_losses_posembed.safetensors"))
     assert float(unit["kl_single_class_T3.5"]) == 0
     student, teacher = unit["cls.student_logits"][:, :1], unit["cls.teacher_logits"][:, :1]
     assert float(class_loss(student, teacher, 3.5)) > 0.1
 
 
 @pytest.mark.parametrize("name", ["thumos_s_iters10", "thumos_s_iters100_first8epochs", "thumos_l_iters10"])
-def test_schedule(shared: Path, name: str) -> None:
-    with gzip.open(shared / "reference" / "lr_schedule.json.gz") as file:
+def test_schedule(reference_file: Callable[[str], Path], name: str) -> None:
+    with gzip.open(reference_file("lr_schedule.json.gz")) as file:
         case = json.load(file)[name]
     options = OptimizerConfig(
         epochs=case["epochs"], schedule_epochs=case["max_epoch"], warmup_epochs=case["warmup_epoch"]
