@@ -19,14 +19,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pbd_ray.compression.alignment import alignment_terms, class_loss
-from pbd_ray.compression.blocks import from_detector
+from pbd_ray.compression.alignment import alignment_terms, class_loss, feature_loss
+from pbd_ray.compression.blocks import from_detector, to_detector
 from pbd_ray.compression.finetune import FineTuning
 from pbd_ray.compression.schedule import learning_rate
 from pbd_ray.config import AlignmentConfig, OptimizerConfig
 from pbd_ray.data.dataset import WindowBatch
+from pbd_ray.detector.detector import Detector
 from pbd_ray.detector.losses import assign_targets, detection_losses
-from pbd_ray.detector.pretrained import opentad_key
+from pbd_ray.detector.points import segments_at
+from pbd_ray.detector.pretrained import load_opentad, opentad_key
+from pbd_ray.detector.videomae import VideoMAE
 
 pytestmark = pytest.mark.golden
 
@@ -91,6 +94,10 @@ def trained(run: FineTuning) -> dict[str, torch.nn.Parameter]:
 
 @pytest.fixture
 def run(reference: Any) -> FineTuning:
+    return another_run(reference)
+
+
+def another_run(reference: Any) -> FineTuning:
     """A fine-tuning run that stands where the release's six steps began."""
     run = FineTuning(
         from_detector(reference.detector("student", merge_lora=False)),
@@ -147,6 +154,41 @@ def test_losses(reference: Any, run: FineTuning, mode: str) -> None:
     assert {name: float(value.detach()) for name, value in ours.items()} == pytest.approx(
         {name: expected[name] for name in ours}, rel=1e-5
     )
+
+
+def test_what_is_distilled(reference: Any, run: FineTuning) -> None:
+    """The teacher's logits at valid points and its segments at positive ones, window by window."""
+    outputs, batch = reference.tensors("outputs"), window_batch(reference)
+    with torch.no_grad():
+        teacher = run.teacher(batch.frames, batch.mask)
+    radius = reference.config.head.center_radius
+    targets = assign_targets(teacher.points, batch.segments, batch.labels, reference.classes, radius)
+    logits = teacher.logits[teacher.mask]
+    segments = segments_at(teacher.points, teacher.offsets)[targets.positive(teacher.mask)]
+    torch.testing.assert_close(logits, outputs["kd.cls_target"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(segments, outputs["kd.reg_target"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_loss_the_release_computes_and_does_not_use(reference: Any, run: FineTuning, mode: str) -> None:
+    """`loss_mid`, the feature loss halfway through the blocks: ours has no such loss, but the same values."""
+    run.student.train(mode == "train")
+    frames = window_batch(reference).frames
+    with torch.no_grad():
+        student, teacher = (middles(detector.backbone, frames) for detector in (run.student, run.teacher))
+    assert float(feature_loss(student, teacher)) == pytest.approx(
+        reference.losses(mode)["loss_mid"], rel=1e-5
+    )
+
+
+def middles(backbone: VideoMAE, frames: Tensor) -> dict[int, Tensor]:
+    """Tokens after the attention residual of every block."""
+    tokens, found = backbone.embed(frames), {}
+    for index in backbone.kept_blocks:
+        block = backbone.blocks[str(index)]
+        found[index] = tokens + block.attn(block.norm1(tokens))
+        tokens = backbone.run_block(index, tokens)
+    return found
 
 
 def test_gradients(reference: Any, run: FineTuning) -> None:
@@ -224,6 +266,44 @@ def test_six_steps(reference: Any, run: FineTuning) -> None:
     for value in normalizers:
         truncated = int(0.999 * truncated + 0.001 * value)
     assert truncated == expected["loss_normalizer_ema"]
+
+
+def merged(reference: Any, which: str, prefix: str) -> Detector:
+    """The detector of the release's weights after six steps, its LoRA merged."""
+    trained = {
+        name.removeprefix(prefix): value
+        for name, value in reference.tensors(which).items()
+        if "fc_norm" not in name
+    }
+    detector = Detector(reference.config, reference.classes, reference.kept["student"]).eval()
+    load_opentad(detector, reference.tensors("student_weights") | trained)
+    return detector
+
+
+def test_where_the_next_round_starts(reference: Any, run: FineTuning) -> None:
+    """The release: the student from its raw weights, what is scored from the EMA. Ours: both from the EMA."""
+    batch = window_batch(reference)
+    for step in range(6):
+        run.train_step(flipped(batch) if step % 2 else batch)
+    ends = [merged(reference, "train6_student", "student."), merged(reference, "train6_ema", "ema.")]
+    raw, averaged = (run_eval(detector, batch) for detector in ends)
+    state = run.state()
+    run.remember_best()
+    ours = run_eval(to_detector(run.best_model(), reference.config, reference.classes), batch)
+    apart = float((raw - averaged).norm())
+    assert float((ours - averaged).norm()) < 0.01 * apart
+
+    emulated = another_run(reference)
+    emulated.load_state(state | {name.replace("student/", "best/"): value for name, value in state.items()
+                                 if name.startswith("student/")})  # fmt: skip
+    theirs = run_eval(to_detector(emulated.best_model(), reference.config, reference.classes), batch)
+    assert float((theirs - raw).norm()) < 0.01 * apart
+
+
+def run_eval(detector: Detector, batch: WindowBatch) -> Tensor:
+    detector.head.mask_input = False
+    with torch.no_grad():
+        return detector.eval()(batch.frames, batch.mask).logits
 
 
 def assert_moved_alike(name: str, start: Tensor, ours: Tensor, theirs: Tensor) -> None:

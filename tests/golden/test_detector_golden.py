@@ -84,13 +84,14 @@ def test_block_outputs_and_features(reference: Any, who: str) -> None:
         close(detector.backbone(frames), reference.tensors("outputs")[f"{who}.backbone_feat"])
 
 
-def test_attention_half_of_a_block(reference: Any) -> None:
-    detector = reference.detector("teacher")
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_attention_half_of_a_block(reference: Any, who: str) -> None:
+    detector = reference.detector(who)
     block = detector.backbone.blocks["0"]
     with torch.no_grad():
         tokens = detector.backbone.embed(reference.tensors("inputs")["frames"][:, 0])
         middle = tokens + block.attn(block.norm1(tokens))
-    close(middle, reference.tensors("block_features")["teacher.block_mid.0"])
+    close(middle, reference.tensors("block_features")[f"{who}.block_mid.0"])
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])
