@@ -39,6 +39,9 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".webm")
 LARGEST = 1e9
 """Beyond this a number of seconds, frames or score is a broken file; int64 and float64 stay exact below."""
 
+SHOWN = 100
+"""Characters of a wrong value or key that an error message quotes."""
+
 
 class AnnotationError(UserError):
     """An annotation or detection file, or what a recipe asks of it, is wrong. One line for the user."""
@@ -222,6 +225,8 @@ def detections_from_json(
     counts: Counter[str] = Counter()
     rows: list[tuple[str, float, float, int, float]] = []
     for id_, entry in _Node.read(path).member("results").items():
+        if not id_.isprintable():  # a lone surrogate could not even be stored in a table
+            raise entry.error("expected a printable video id")
         for node in entry.elements():
             start, end = node.member("segment").segment()
             score = node.member("score").number()
@@ -327,6 +332,12 @@ def _warn(path: str | Path, counts: Counter[str]) -> None:
         log.warning("%s: %s", path, "; ".join(found))
 
 
+def _shown(value: Any) -> str:
+    """A value of a file, or its beginning where that would not fit into a line."""
+    text = repr(value[:SHOWN]) if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
 class _Node:
     """A JSON value that knows where it stands, so that every error names file, field and value."""
 
@@ -341,7 +352,7 @@ class _Node:
             members = dict(pairs)
             if len(members) != len(pairs):
                 key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-                raise AnnotationError(f"{path}: key {key!r} stands twice in one object")
+                raise AnnotationError(f"{path}: key {_shown(key)} stands twice in one object")
             return members
 
         try:
@@ -361,13 +372,13 @@ class _Node:
         while node.parent is not None:
             node, field = node.parent, node.key + field
         where = f"{node.key}: {field.removeprefix('.')}" if field else node.key
-        return AnnotationError(f"{where}: {problem}, got {reprlib.repr(self.value)}")
+        return AnnotationError(f"{where}: {problem}, got {_shown(self.value)}")
 
     def items(self) -> Iterator[tuple[str, _Node]]:
         if not isinstance(self.value, dict):
             raise self.error("expected an object")
         for key, value in self.value.items():
-            yield key, _Node(value, f"[{key!r}]", self)
+            yield key, _Node(value, f"[{_shown(key)}]", self)
 
     def elements(self) -> Iterator[_Node]:
         if not isinstance(self.value, list):
@@ -414,4 +425,4 @@ class _Node:
         """Refuse a video id or file that would lead out of the data root."""
         parts = name.split("/")
         if not name.isprintable() or "\\" in name or ".." in parts or not parts[0] or parts[-1] in ("", "."):
-            raise self.error(f"{name!r} is not a name inside the data root")
+            raise self.error(f"{_shown(name)} is not a name inside the data root")

@@ -195,7 +195,10 @@ def _resized(
     video: Video, grid: GridConfig, segments: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]
 ) -> Window:
     bin_frames = _known_frames(video) / grid.window_frames
-    centres = np.round((np.arange(grid.window_frames) + 0.5) * bin_frames - 0.5)
+    # Stepping as the release's np.arange does, so that centres half-way between frames round as there.
+    first = bin_frames / 2 - 0.5
+    step = (first + bin_frames) - first
+    centres = np.round(first + np.arange(grid.window_frames) * step)
     return Window(
         video=video.id,
         frame_indices=np.clip(centres, 0, video.frames - 1).astype(np.int64),

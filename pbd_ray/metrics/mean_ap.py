@@ -1,11 +1,14 @@
 """Mean average precision of temporal detection, as the official ActivityNet evaluator defines it.
 
 Equal to that evaluator and to OpenTAD's, but vectorised over classes, videos and tIoU thresholds.
-Ground truth is prepared once and scores any number of detection tables.
+Ground truth is prepared once and scores any number of detection tables. What an evaluator leaves out or
+counts as 0 without a word (classes, instances, detections) is counted in a logged warning.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pbd_ray.config import UserError
+
+log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -44,6 +49,8 @@ class PreparedGroundTruth:
     offsets: Ints
     removed: int
     """Instances left out: duplicates and those without a duration."""
+    without_duration: int
+    """How many of the removed end where they start, or before."""
 
     @property
     def counts(self) -> Ints:
@@ -82,6 +89,8 @@ class MeanAP:
     average_map: float
     absent_classes: int
     """Classes without ground truth: if not 0, say so beside the number."""
+    undetected_classes: int
+    """Classes with ground truth and without a detection: their AP is 0."""
     removed_ground_truth: int
 
     def at(self, tiou: float | str) -> float:
@@ -148,6 +157,7 @@ def prepare_ground_truth(
         segments_seconds=segments[order],
         offsets=np.concatenate(([0], np.cumsum(sizes))),
         removed=len(inside) - len(order),
+        without_duration=len(inside) - len(lasting),
     )
 
 
@@ -198,7 +208,8 @@ def match_detections(
 def mean_ap_of(matches: Matches) -> MeanAP:
     """mAP from matches: area under the precision envelope, mean over classes with ground truth.
 
-    The envelope only steps at true positives, each of which adds 1 / positives of recall.
+    The envelope only steps at true positives, each of which adds 1 / positives of recall. Logs what was
+    left out or counts as 0; the same line once a process, as a run scores the same videos again and again.
     """
     positives = matches.ground_truth.counts.sum(axis=1)
     present = positives > 0
@@ -213,14 +224,44 @@ def mean_ap_of(matches: Matches) -> MeanAP:
             envelope = np.maximum.accumulate(precision[::-1])
             ap[row, label] = envelope.sum() / positives[label]
     means = ap[:, present].mean(axis=1)
+    detected = np.diff(matches.class_offsets)
+    _warn(matches.ground_truth, present, detected)
     return MeanAP(
         tious=matches.tious,
         ap=ap,
         map={tiou: float(value) for tiou, value in zip(matches.tious, means, strict=True)},
         average_map=float(means.mean()),
         absent_classes=int((~present).sum()),
+        undetected_classes=int((detected[present] == 0).sum()),
         removed_ground_truth=matches.ground_truth.removed,
     )
+
+
+def _warn(ground_truth: PreparedGroundTruth, present: npt.NDArray[np.bool_], detected: Ints) -> None:
+    """Count what does not show in the number: (C,) classes with instances, (C,) detections of each."""
+    duplicates = ground_truth.removed - ground_truth.without_duration
+    if ground_truth.removed:
+        _warn_once(
+            f"mAP: {ground_truth.removed} ground-truth instances left out: {ground_truth.without_duration} "
+            f"without a duration, {duplicates} within {DUPLICATE_SECONDS:g} s of an earlier one"
+        )
+    absent = ~present
+    if absent.any():
+        _warn_once(
+            f"mAP: {absent.sum()} of {len(absent)} classes have no instance in the ground truth and leave "
+            f"the mean, with {detected[absent].sum()} detections"
+        )
+    undetected = present & (detected == 0)
+    if undetected.any():
+        what = "no detections at all" if not detected.any() else "classes without a detection"
+        _warn_once(
+            f"mAP: {what}: {undetected.sum()} of {present.sum()} classes with instances have an AP of 0"
+        )
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    log.warning(line)
 
 
 def _assign(detection: Ints, instance: Ints, ground_truth: PreparedGroundTruth) -> Ints:

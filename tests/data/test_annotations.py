@@ -390,6 +390,25 @@ def test_detections_go_out_and_come_back_unrounded(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("id_", ["\ud800", "a\nb"])
+def test_video_ids_of_detections_are_printable(tmp_path: Path, id_: str) -> None:
+    path = write(tmp_path, {id_: [detection()]}, key="results")
+    with pytest.raises(AnnotationError) as caught:
+        detections_from_json(path, ("jump",))
+    assert str(caught.value).startswith(f"{path}: results[{id_!r}]: expected a printable video id, got ")
+
+
+@pytest.mark.parametrize("value", [[[{"k" * 90: ["v" * 90] * 9}] * 9] * 9, "../" + "x" * 100_000, 10**3000])
+def test_errors_quote_no_more_than_fits_into_a_line(tmp_path: Path, value: Any) -> None:
+    for changes in ({"duration": value}, {"file": value}, {"annotations": value}):
+        with pytest.raises(AnnotationError) as caught:
+            load_one(tmp_path, **changes)
+        assert len(str(caught.value)) < 300 + len(str(tmp_path))
+    with pytest.raises(AnnotationError) as caught:
+        load_annotations(write(tmp_path, {"k" * 100_000: value}))
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
 def test_no_detections(tmp_path: Path) -> None:
     table = detections_from_json(results_of(tmp_path), ("jump",))
     assert table.schema == DETECTION_SCHEMA and not table.num_rows

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def make_video(
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Any]:
-    with gzip.open(shared / "reference" / "windows.json.gz", "rt") as file:
+def golden(reference_file: Callable[[str], Path]) -> dict[str, Any]:
+    with gzip.open(reference_file("windows.json.gz"), "rt") as file:
         return json.load(file)  # type: ignore[no-any-return]
 
 

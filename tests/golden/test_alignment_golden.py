@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pbd_ray.compression.alignment import alignment_terms, class_loss
-from pbd_ray.compression.blocks import from_detector
+from pbd_ray.compression.alignment import alignment_terms, class_loss, feature_loss
+from pbd_ray.compression.blocks import from_detector, to_detector
 from pbd_ray.compression.finetune import FineTuning
 from pbd_ray.compression.schedule import learning_rate
 from pbd_ray.config import AlignmentConfig, OptimizerConfig
 from pbd_ray.data.dataset import WindowBatch
+from pbd_ray.detector.detector import Detector
 from pbd_ray.detector.losses import assign_targets, detection_losses
-from pbd_ray.detector.opentad import opentad_key
+from pbd_ray.detector.opentad import load_opentad, opentad_key
+from pbd_ray.detector.points import segments_at
+from pbd_ray.detector.videomae import VideoMAE
 
 pytestmark = pytest.mark.golden
 
@@ -90,6 +94,10 @@ def trained(run: FineTuning) -> dict[str, torch.nn.Parameter]:
 
 @pytest.fixture
 def run(reference: Any) -> FineTuning:
+    return another_run(reference)
+
+
+def another_run(reference: Any) -> FineTuning:
     """A fine-tuning run that stands where the release's six steps began."""
     run = FineTuning(
         from_detector(reference.detector("student", merge_lora=False)),
@@ -146,6 +154,41 @@ def test_losses(reference: Any, run: FineTuning, mode: str) -> None:
     assert {name: float(value.detach()) for name, value in ours.items()} == pytest.approx(
         {name: expected[name] for name in ours}, rel=1e-5
     )
+
+
+def test_what_is_distilled(reference: Any, run: FineTuning) -> None:
+    """The teacher's logits at valid points and its segments at positive ones, window by window."""
+    outputs, batch = reference.tensors("outputs"), window_batch(reference)
+    with torch.no_grad():
+        teacher = run.teacher(batch.frames, batch.mask)
+    radius = reference.config.head.center_radius
+    targets = assign_targets(teacher.points, batch.segments, batch.labels, reference.classes, radius)
+    logits = teacher.logits[teacher.mask]
+    segments = segments_at(teacher.points, teacher.offsets)[targets.positive(teacher.mask)]
+    torch.testing.assert_close(logits, outputs["kd.cls_target"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(segments, outputs["kd.reg_target"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_loss_the_release_computes_and_does_not_use(reference: Any, run: FineTuning, mode: str) -> None:
+    """`loss_mid`, the feature loss halfway through the blocks: ours has no such loss, but the same values."""
+    run.student.train(mode == "train")
+    frames = window_batch(reference).frames
+    with torch.no_grad():
+        student, teacher = (middles(detector.backbone, frames) for detector in (run.student, run.teacher))
+    assert float(feature_loss(student, teacher)) == pytest.approx(
+        reference.losses(mode)["loss_mid"], rel=1e-5
+    )
+
+
+def middles(backbone: VideoMAE, frames: Tensor) -> dict[int, Tensor]:
+    """Tokens after the attention residual of every block."""
+    tokens, found = backbone.embed(frames), {}
+    for index in backbone.kept_blocks:
+        block = backbone.blocks[str(index)]
+        found[index] = tokens + block.attn(block.norm1(tokens))
+        tokens = backbone.run_block(index, tokens)
+    return found
 
 
 def test_gradients(reference: Any, run: FineTuning) -> None:
@@ -225,6 +268,44 @@ def test_six_steps(reference: Any, run: FineTuning) -> None:
     assert truncated == expected["loss_normalizer_ema"]
 
 
+def merged(reference: Any, which: str, prefix: str) -> Detector:
+    """The detector of the release's weights after six steps, its LoRA merged."""
+    trained = {
+        name.removeprefix(prefix): value
+        for name, value in reference.tensors(which).items()
+        if "fc_norm" not in name
+    }
+    detector = Detector(reference.config, reference.classes, reference.kept["student"]).eval()
+    load_opentad(detector, reference.tensors("student_weights") | trained)
+    return detector
+
+
+def test_where_the_next_round_starts(reference: Any, run: FineTuning) -> None:
+    """The release: the student from its raw weights, what is scored from the EMA. Ours: both from the EMA."""
+    batch = window_batch(reference)
+    for step in range(6):
+        run.train_step(flipped(batch) if step % 2 else batch)
+    ends = [merged(reference, "train6_student", "student."), merged(reference, "train6_ema", "ema.")]
+    raw, averaged = (run_eval(detector, batch) for detector in ends)
+    state = run.state()
+    run.remember_best()
+    ours = run_eval(to_detector(run.best_model(), reference.config, reference.classes), batch)
+    apart = float((raw - averaged).norm())
+    assert float((ours - averaged).norm()) < 0.01 * apart
+
+    emulated = another_run(reference)
+    emulated.load_state(state | {name.replace("student/", "best/"): value for name, value in state.items()
+                                 if name.startswith("student/")})  # fmt: skip
+    theirs = run_eval(to_detector(emulated.best_model(), reference.config, reference.classes), batch)
+    assert float((theirs - raw).norm()) < 0.01 * apart
+
+
+def run_eval(detector: Detector, batch: WindowBatch) -> Tensor:
+    detector.head.mask_input = False
+    with torch.no_grad():
+        return detector.eval()(batch.frames, batch.mask).logits
+
+
 def assert_moved_alike(name: str, start: Tensor, ours: Tensor, theirs: Tensor) -> None:
     """The same way to 1 %, but for the rounding of six sums: EMA weights move by less than that."""
     difference, moved = (ours - theirs).norm(), (theirs - start).norm()
@@ -232,24 +313,24 @@ def assert_moved_alike(name: str, start: Tensor, ours: Tensor, theirs: Tensor) -
 
 
 @pytest.mark.parametrize(("name", "temperature"), [("kl_T1", 1.0), ("kl_T3.5", 3.5)])
-def test_class_loss(shared: Path, name: str, temperature: float) -> None:
-    unit = load_file(shared / "reference" / "unit_losses_posembed.safetensors")
+def test_class_loss(reference_file: Callable[[str], Path], name: str, temperature: float) -> None:
+    unit = load_file(reference_file("unit_losses_posembed.safetensors"))
     student, teacher = unit["cls.student_logits"], unit["cls.teacher_logits"]
     ours = class_loss(student, teacher, temperature) / len(student)
     assert float(ours) == pytest.approx(float(unit[name]), rel=1e-5)
 
 
-def test_class_loss_of_one_class_is_not_the_release_s(shared: Path) -> None:
+def test_class_loss_of_one_class_is_not_the_release_s(reference_file: Callable[[str], Path]) -> None:
     """There it is identically 0; ours is the Bernoulli KL, on purpose."""
-    unit = load_file(shared / "reference" / "unit_losses_posembed.safetensors")
+    unit = load_file(reference_file("unit_losses_posembed.safetensors"))
     assert float(unit["kl_single_class_T3.5"]) == 0
     student, teacher = unit["cls.student_logits"][:, :1], unit["cls.teacher_logits"][:, :1]
     assert float(class_loss(student, teacher, 3.5)) > 0.1
 
 
 @pytest.mark.parametrize("name", ["thumos_s_iters10", "thumos_s_iters100_first8epochs", "thumos_l_iters10"])
-def test_schedule(shared: Path, name: str) -> None:
-    with gzip.open(shared / "reference" / "lr_schedule.json.gz") as file:
+def test_schedule(reference_file: Callable[[str], Path], name: str) -> None:
+    with gzip.open(reference_file("lr_schedule.json.gz")) as file:
         case = json.load(file)[name]
     options = OptimizerConfig(
         epochs=case["epochs"], schedule_epochs=case["max_epoch"], warmup_epochs=case["warmup_epoch"]

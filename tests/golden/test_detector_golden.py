@@ -7,6 +7,7 @@ first convolution, and ours, on purpose, does not.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def levels_of(outputs: dict[str, Tensor], name: str) -> Tensor:
     return torch.cat([outputs[f"{name}.{level}"] for level in LEVELS], dim=2).transpose(1, 2)
 
 
-def test_position_table(shared: Path) -> None:
-    reference = load_file(shared / "reference" / "unit_losses_posembed.safetensors")
+def test_position_table(reference_file: Callable[[str], Path]) -> None:
+    reference = load_file(reference_file("unit_losses_posembed.safetensors"))
     close(sinusoid_table(1568, 48)[None], reference["posembed_14"])
     backbone = VideoMAE(BackboneConfig(embed_dim=48, num_heads=3, depth=1), GridConfig())
     close(backbone.position_table, reference["posembed_14"])
@@ -98,13 +99,14 @@ def test_block_outputs_and_features(reference: Any, who: str) -> None:
         close(detector.backbone(frames), reference.tensors("outputs")[f"{who}.backbone_feat"])
 
 
-def test_attention_half_of_a_block(reference: Any) -> None:
-    detector = reference.detector("teacher")
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_attention_half_of_a_block(reference: Any, who: str) -> None:
+    detector = reference.detector(who)
     block = detector.backbone.blocks["0"]
     with torch.no_grad():
         tokens = detector.backbone.embed(reference.tensors("inputs")["frames"][:, 0])
         middle = tokens + block.attn(block.norm1(tokens))
-    close(middle, reference.tensors("block_features")["teacher.block_mid.0"])
+    close(middle, reference.tensors("block_features")[f"{who}.block_mid.0"])
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])
@@ -174,8 +176,8 @@ def test_losses(reference: Any, mode: str) -> None:
     assert float(normalizer) == pytest.approx(expected["loss_normalizer_after"], rel=1e-6)
 
 
-def test_unit_losses(shared: Path) -> None:
-    unit = load_file(shared / "reference" / "unit_losses_posembed.safetensors")
+def test_unit_losses(reference_file: Callable[[str], Path]) -> None:
+    unit = load_file(reference_file("unit_losses_posembed.safetensors"))
     focal = focal_loss(unit["cls.student_logits"], unit["cls.targets"])
     close(focal, unit["focal_none"])
     assert float(focal.sum()) == pytest.approx(float(unit["focal_sum"]), rel=1e-5)
@@ -222,8 +224,8 @@ def test_head_keys_have_gradients_as_in_the_release(reference: Any) -> None:
 
 @pytest.mark.parametrize("size", ["S", "L"])
 @pytest.mark.parametrize("drops", [0, 1, 2, 3, 4])
-def test_parameter_counts(shared: Path, size: str, drops: int) -> None:
-    counts = json.loads((shared / "reference" / "counts.json").read_text())[f"{size}_drop{drops}"]
+def test_parameter_counts(reference_file: Callable[[str], Path], size: str, drops: int) -> None:
+    counts = json.loads(reference_file("counts.json").read_text())[f"{size}_drop{drops}"]
     large = {"embed_dim": 1024, "depth": 24, "num_heads": 16} if size == "L" else {}
     config = DetectorConfig(backbone=BackboneConfig(unused_norm=True, **large))
     with torch.device("meta"):

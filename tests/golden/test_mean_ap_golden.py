@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def ground_truth_table(content: dict[str, Any], classes: tuple[str, ...]) -> pa.
     return pa.table(list(map(list, zip(*rows, strict=True))), schema=GROUND_TRUTH_SCHEMA)
 
 
-def made_case(shared: Path, name: str) -> tuple[pa.Table, pa.Table]:
-    with gzip.open(shared / "reference" / f"map_{name}.json.gz", "rt") as file:
+def made_case(reference_file: Callable[[str], Path], name: str) -> tuple[pa.Table, pa.Table]:
+    with gzip.open(reference_file(f"map_{name}.json.gz"), "rt") as file:
         content = json.load(file)
     tables = []
     for video, columns in content["pred"].items():
@@ -48,10 +49,10 @@ def made_case(shared: Path, name: str) -> tuple[pa.Table, pa.Table]:
 
 
 @pytest.mark.parametrize("name", ["d20x100", "t20x100", "d200x200", "t200x200", "d200x1000"])
-def test_made_cases_equal_both_evaluators(shared: Path, name: str) -> None:
-    expected = json.loads((shared / "reference" / "map_expected.json").read_text())[name]
+def test_made_cases_equal_both_evaluators(reference_file: Callable[[str], Path], name: str) -> None:
+    expected = json.loads(reference_file("map_expected.json").read_text())[name]
     tolerance = TIE_SPREAD if expected["ties"] else 1e-9
-    truth, found = made_case(shared, name)
+    truth, found = made_case(reference_file, name)
     scored = mean_average_precision(truth, found, TIOUS, len(CLASSES))
     references = [expected["opentad"]]
     # The official code keeps duplicated instances and stumbles over foreign labels; cleaned, it agrees.
@@ -90,10 +91,10 @@ def test_a_published_detector_on_thumos14(shared: Path, key: str) -> None:
         assert scored.map[float(text)] == pytest.approx(value, abs=1e-9)
 
 
-def test_the_largest_case_and_its_interval_are_quick(shared: Path) -> None:
+def test_the_largest_case_and_its_interval_are_quick(reference_file: Callable[[str], Path]) -> None:
     """200 videos x 1000 detections take about 0.3 s (the evaluators: 120 and 180 s); 1000 paired
     replicates about as long. The bounds are loose because machines are."""
-    truth, found = made_case(shared, "d200x1000")
+    truth, found = made_case(reference_file, "d200x1000")
     began = time.perf_counter()
     matches = match_detections(prepare_ground_truth(truth, len(CLASSES)), found, TIOUS)
     assert time.perf_counter() - began < 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ def config_of(params: dict[str, Any]) -> PostprocessConfig:
 
 @pytest.mark.parametrize("size", ["n1000", "n2000"])
 @pytest.mark.parametrize("name", ["thumos", "thumos_top200", "anet", "agnostic_vote07", "hard_nms", "linear"])
-def test_suppression(shared: Path, name: str, size: str) -> None:
-    golden = load_file(shared / "reference" / "softnms.safetensors")
-    params = json.loads((shared / "reference" / "softnms_params.json").read_text())[name]
+def test_suppression(reference_file: Callable[[str], Path], name: str, size: str) -> None:
+    golden = load_file(reference_file("softnms.safetensors"))
+    params = json.loads(reference_file("softnms_params.json").read_text())[name]
     inputs = (golden[f"{size}.{key}"] for key in ("segs", "scores", "labels"))
     segments, scores, labels = suppress(*inputs, config_of(params))
     np.testing.assert_allclose(segments, golden[f"{size}.{name}.segs"], rtol=1e-5)
@@ -142,7 +143,7 @@ def test_suppression_on_the_grid(shared: Path, seed: int) -> None:
     np.testing.assert_allclose(np.clip(steps * 4 / 30, 0, 12.8)[same], segments[same], atol=SECONDS)
 
 
-def test_suppression_is_quick(shared: Path) -> None:
+def test_suppression_is_quick() -> None:
     """8000 proposals: 6 ms (20 classes) and 70 ms (one) on one thread; the released kernel: 21 and 270.
 
     The bounds are ten times that, because machines are shared."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def released(size: str) -> DetectorConfig:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("size", ["S", "L"])
-def test_reference_counts_at_every_depth(shared: Path, size: str) -> None:
-    counts = json.loads((shared / "reference" / "counts.json").read_text())
+def test_reference_counts_at_every_depth(reference_file: Callable[[str], Path], size: str) -> None:
+    counts = json.loads(reference_file("counts.json").read_text())
     config = released(size)
     depth = config.backbone.depth
     for name, expected in counts.items():

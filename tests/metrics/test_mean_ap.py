@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from pbd_ray.data.annotations import DETECTION_SCHEMA, GROUND_TRUTH_SCHEMA
+from pbd_ray.metrics import mean_ap
 from pbd_ray.metrics.mean_ap import (
     MetricError,
     match_detections,
@@ -144,6 +150,68 @@ def test_duplicate_and_empty_instances_are_left_out() -> None:
     assert scored.ap[0].tolist() == pytest.approx([(1 + 2 / 3) / 3, 1.0, np.nan], nan_ok=True)
     for tiou in TIOUS:
         assert scored.map[tiou] == pytest.approx(naive_map(truth, found, tiou, 3))
+
+
+WARNED = [
+    ("nothing to say", [("a", 0.0, 4.0, 0)], [("a", 0.0, 4.0, 0, 0.9)], 1, []),
+    ("absent", [("a", 0.0, 4.0, 1)],
+     [("a", 0.0, 4.0, 1, 0.5), ("a", 0.0, 4.0, 0, 0.9), ("a", 1.0, 4.0, 4, 0.9)], 5,
+     ["mAP: 4 of 5 classes have no instance in the ground truth and leave the mean, with 2 detections"]),
+    ("empty", [("a", 0.0, 4.0, 1), ("a", 0.0, 4.0, 0)], [], 2,
+     ["mAP: no detections at all: 2 of 2 classes with instances have an AP of 0"]),
+    ("undetected", [("a", 0.0, 4.0, 1), ("a", 0.0, 4.0, 0)], [("a", 0.0, 4.0, 1, 0.5)], 2,
+     ["mAP: classes without a detection: 1 of 2 classes with instances have an AP of 0"]),
+    ("removed", [("a", 0.0, 4.0, 0), ("a", 0.0005, 4.0, 0), ("a", 2.0, 2.0, 0), ("a", 3.0, 2.0, 0)],
+     [("a", 0.0, 4.0, 0, 0.9)], 1,
+     ["mAP: 3 ground-truth instances left out: 2 without a duration, 1 within 0.001 s of an earlier one"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "classes", "expected"), [case[1:] for case in WARNED], ids=[case[0] for case in WARNED]
+)
+def test_what_the_number_hides_is_counted_once(
+    truth: Any, found: Any, classes: int, expected: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    mean_ap._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            scored = mean_average_precision(ground_truth_table(truth), detection_table(found), TIOUS, classes)
+    assert [record.getMessage() for record in caplog.records] == expected
+    present = {row[3] for row in truth if row[2] > row[1]}
+    assert scored.undetected_classes == len(present - {row[3] for row in found})
+
+
+PROGRAM = """
+import sys
+from pbd_ray.data.annotations import detections_from_json, load_annotations
+from pbd_ray.metrics.mean_ap import mean_average_precision
+annotations = load_annotations(sys.argv[1], as_published=True)
+found = detections_from_json(sys.argv[2], annotations.classes)
+print(mean_average_precision(annotations.ground_truth(), found, (0.5,), len(annotations.classes)).average_map)
+"""
+
+
+def test_a_user_sees_the_warnings_of_files_and_of_the_metric(tmp_path: Path) -> None:
+    """In a process that sets up no logging, as our jobs do not: on stderr, a line each."""
+    instances = [
+        {"label": label, "segment": segment}
+        for label, segment in (("x", [1, 2]), ("x", [3, 3]), ("y", [4, 5]))
+    ]
+    entry = {"subset": "validation", "duration": 9.0, "annotations": instances}
+    found = [{"label": "x", "segment": [1, 2], "score": 0.5}, {"label": "z", "segment": [1, 2], "score": 0.5}]
+    paths = [tmp_path / "truth.json", tmp_path / "found.json"]
+    paths[0].write_text(json.dumps({"database": {"a": entry}}))
+    paths[1].write_text(json.dumps({"results": {"a": found}}))
+    command = [sys.executable, "-c", PROGRAM, *map(str, paths)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "0.5\n"
+    assert done.stderr.splitlines() == [
+        f"{paths[1]}: 1 detections of unknown labels left out",
+        "mAP: 1 ground-truth instances left out: 1 without a duration, 0 within 0.001 s of an earlier one",
+        "mAP: classes without a detection: 1 of 2 classes with instances have an AP of 0",
+    ]
 
 
 def test_classes_without_ground_truth_leave_the_mean() -> None:
