@@ -25,8 +25,11 @@ Ints = npt.NDArray[np.int64]
 
 REMOVED = np.float32(-1)
 """Score of a proposal that is out of the running; real scores are probabilities, so never negative."""
+ZERO = np.float32(0)
 UNION_EPSILON = np.float32(1e-6)
 """Added to every length, so that zero-length proposals have a defined overlap (as in the release)."""
+SPARSE = 4
+"""Where fewer than one in this many proposals overlap a pick, only these are visited."""
 VOTING_ELEMENTS = 4_000_000
 """Overlap matrix elements segment voting holds at a time."""
 
@@ -245,12 +248,9 @@ def _select(
     below the `max_detections`-th best pick so far cannot contribute any more and is dropped. This is
     exact, not pruning: every proposal that could still be returned, or decay one that is, stays.
 
-    Measured on one thread, 8000 proposals, 2000 asked for (all asked for): 20 classes 6 (15) ms, one
-    class 65 (245) ms; the released compiled kernel, which always ranks all, takes 21 and 270 ms.
-    The alternatives, ranking all: pairwise overlaps computed beforehand take 18 ms for 20 classes and
-    memory quadratic in a class; class by class, sorted by start to visit overlapping segments only,
-    57 ms for 20 classes and 80 ms for one of short segments. The latter would win for a single class,
-    at the price of a second path; one path that beats the kernel on both was preferred.
+    `benchmarks/metrics.py` measures it. One thread of a machine that also did other work, 8000 proposals,
+    2000 asked for (all asked for): 20 classes 8 (20) ms, one class 90 (300) ms. The released compiled
+    kernel, which always ranks all, took 21 and 270 ms.
     """
     if postprocess.nms == "hard" and postprocess.min_score > 0:  # the one case that filters beforehand
         eligible = np.flatnonzero(scores > np.float32(postprocess.min_score))
@@ -262,6 +262,8 @@ def _select(
     picks: list[Ints] = [np.empty(0, dtype=np.int64)]
     picked_scores: list[Floats] = [np.empty(0, dtype=np.float32)]
     floor = np.float32(max(postprocess.min_score, 0.0))
+    top = np.empty(0, dtype=np.float32)  # the best `max_detections` of the first `ranked` picks
+    ranked = 0
 
     position = 0
     while position < len(by_size):
@@ -276,64 +278,84 @@ def _select(
         length = end - start + UNION_EPSILON
         end[~live] = -np.inf  # padding, like a removed one, overlaps nothing: no decay ever touches its score
         current = np.where(live, scores[index], REMOVED)
+        first_of_row = np.arange(len(current)) * current.shape[1]
         steps = 0
         while steps < postprocess.max_detections:
-            every = np.arange(len(current))
-            best = current.argmax(axis=1)
-            best_score = current[every, best]
-            going = best_score >= floor
-            if not going.all():
+            best = first_of_row + current.argmax(axis=1)  # into the flattened matrices: `take` is quicker
+            best_score = current.take(best)
+            if best_score.min() < floor:
+                going = best_score >= floor
                 if not going.any():
                     break
                 index, start, end, length, current = (x[going] for x in (index, start, end, length, current))
+                first_of_row = first_of_row[: len(current)]
                 continue
-            picks.append(index[every, best])
+            picks.append(index.take(best))
             picked_scores.append(best_score)
-            overlap = _overlaps(start, end, length, best)
-            _decay(current, overlap, postprocess)
-            current[every, best] = REMOVED
-            end[every, best] = -np.inf
+            _decay(current, start, end, length, best, postprocess)
+            current.put(best, REMOVED)
+            end.put(best, -np.inf)
             steps += 1
             if steps % 64 == 0:
-                so_far = np.concatenate(picked_scores)
-                if len(so_far) >= postprocess.max_detections:
-                    rank = len(so_far) - postprocess.max_detections
-                    floor = max(floor, np.partition(so_far, rank)[rank])
+                top, ranked = np.concatenate((top, *picked_scores[ranked:])), len(picked_scores)
+                if len(top) >= postprocess.max_detections:
+                    rank = len(top) - postprocess.max_detections
+                    top = np.partition(top, rank)[rank:]
+                    floor = max(floor, top[0])
                 left = int((current >= 0).sum(axis=1).max())
                 if 4 * left < 3 * current.shape[1]:  # squeeze the removed ones out, order kept
                     keep = np.argsort(current < 0, axis=1, kind="stable")[:, : max(left, 1)]
                     index, start, end, length, current = (
                         np.take_along_axis(x, keep, axis=1) for x in (index, start, end, length, current)
                     )
+                    first_of_row = np.arange(len(current)) * current.shape[1]
     picked, decayed = np.concatenate(picks), np.concatenate(picked_scores)
     final = np.lexsort((groups[picked], -decayed))[: postprocess.max_detections]
     return picked[final], decayed[final]
 
 
-def _overlaps(start: Floats, end: Floats, length: Floats, best: Ints) -> Floats:
-    """IoU of each row's segments with the row's `best` one; (R, N). In place: a step is memory bound."""
-    row = np.arange(len(best))
-    intersection = np.minimum(end, end[row, best, None])
-    intersection -= np.maximum(start, start[row, best, None])
-    np.maximum(intersection, 0, out=intersection)
-    union = length + length[row, best, None]
-    union -= intersection
-    intersection /= union
-    return intersection
+def _decay(
+    current: Floats, start: Floats, end: Floats, length: Floats, best: Ints, postprocess: PostprocessConfig
+) -> None:
+    """Lower `current` scores (R, N) in place by their row's overlap with its pick (soft-NMS, equations 2, 3).
 
-
-def _decay(current: Floats, overlap: Floats, postprocess: PostprocessConfig) -> None:
-    """Lower `current` scores in place by their overlap with the pick (soft-NMS, equations 2 and 3)."""
+    Args:
+        best: (R,) the picks, as indices into the flattened matrices.
+    """
+    shared = np.minimum(end, end.take(best)[:, None])
+    shared -= np.maximum(start, start.take(best)[:, None])
+    lengths = length.take(best)
     if postprocess.nms == "gaussian":
-        overlap *= overlap
-        overlap /= np.float32(-postprocess.sigma)
-        current *= np.exp(overlap, out=overlap)
+        near = (shared > ZERO).reshape(-1).nonzero()[0]
+        if SPARSE * len(near) < current.size:  # the others would be multiplied by 1
+            own = shared.take(near)
+            union = length.take(near) + lengths.take(near // current.shape[1])
+            current.put(near, current.take(near) * _gaussian(_divided(own, union), postprocess.sigma))
+            return
+    np.maximum(shared, ZERO, out=shared)
+    overlap = _divided(shared, length + lengths[:, None])
+    if postprocess.nms == "gaussian":
+        current *= _gaussian(overlap, postprocess.sigma)
         return
     over = overlap >= np.float32(postprocess.iou_threshold)
     if postprocess.nms == "hard":
         current[over] = REMOVED
     else:
         np.multiply(current, 1 - overlap, out=current, where=over)
+
+
+def _divided(shared: Floats, lengths: Floats) -> Floats:
+    """Intersection over union from intersection and both lengths. In place: a step is memory bound."""
+    lengths -= shared
+    shared /= lengths
+    return shared
+
+
+def _gaussian(overlap: Floats, sigma: float) -> Floats:
+    """exp(-overlap^2 / sigma), in place."""
+    overlap *= overlap
+    overlap /= np.float32(-sigma)
+    return np.exp(overlap, out=overlap)
 
 
 def _vote(kept: Doubles, segments: Doubles, scores: Floats, voting_iou: float) -> Doubles:

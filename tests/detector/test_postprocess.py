@@ -14,6 +14,7 @@ import torch
 from pbd_ray.config import GridConfig, PostprocessConfig
 from pbd_ray.data.annotations import DETECTION_SCHEMA
 from pbd_ray.data.windows import Window, grid_to_seconds
+from pbd_ray.detector import postprocess
 from pbd_ray.detector.detector import DetectorOutput
 from pbd_ray.detector.points import pyramid_points
 from pbd_ray.detector.postprocess import (
@@ -114,6 +115,22 @@ def test_stopping_early_changes_nothing(limit: int, per_class: bool) -> None:
     some = suppress(segments, scores, labels, settings(per_class=per_class, max_detections=limit))
     for whole, part in zip(everything, some, strict=True):
         np.testing.assert_array_equal(whole[:limit], part)
+
+
+@pytest.mark.parametrize("span", [10.0, 60.0, 400.0])
+@pytest.mark.parametrize("per_class", [True, False])
+def test_visiting_only_what_overlaps_changes_nothing(
+    span: float, per_class: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments, scores, labels = proposals(8, 1200, 5, span=span, uneven=True)
+    config = settings(per_class=per_class)
+    found = []
+    for sparse in (postprocess.SPARSE, 0, 10**6):  # as it is, always, never (bar picks nothing overlaps)
+        monkeypatch.setattr(postprocess, "SPARSE", sparse)
+        found.append(suppress(segments, scores, labels, config))
+    for other in found[1:]:
+        for mine, theirs in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
 
 
 def test_equal_scores_go_by_input_index() -> None:
