@@ -99,7 +99,7 @@ def diagnose(annotations: Annotations, detections: pa.Table, rules: DetadRules =
             for flags, row in zip(best_matches.true_positive, codes, strict=True)
         ]
         gains[name] = float(np.nanmean(aps)) - map_n
-    sensitivity = {
+    sensitivity: dict[str, dict[str, float]] = {
         name: _sensitivity(matches, bucket, bins, instances)
         for (name, bins), bucket in zip(rules.bins.items(), instances.buckets, strict=True)
     }
@@ -133,7 +133,7 @@ def normalised_ap(true: Flags, label: Ints, positives: Ints, per_class: float) -
     curve[classes, nth] = _precision_n(rows, nth, label, positives, per_class)
     envelope = np.maximum.accumulate(curve[:, ::-1], axis=1)
     undefined = np.full(len(positives), np.nan)
-    return np.divide(envelope.sum(axis=1), positives, out=undefined, where=positives > 0)
+    return np.asarray(np.divide(envelope.sum(axis=1), positives, out=undefined, where=positives > 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,8 @@ def _instances(annotations: Annotations, rules: DetadRules) -> _Instances:
     segments = np.concatenate([one.segments_seconds for one in videos])
     label = np.concatenate([one.labels for one in videos]).astype(np.int64)
     length = segments[:, 1] - segments[:, 0]
-    coverage = length / np.array([one.duration_seconds for one in videos])[video]
+    with np.errstate(over="ignore"):  # an absurdly short video: infinite, so more than all of it
+        coverage = length / np.array([one.duration_seconds for one in videos])[video]
     key = label * len(videos) + video
     together = np.bincount(key)[key]
     kept = (coverage <= 1) & (length > 0)
@@ -292,7 +293,8 @@ def _false_negatives(
         precision = _precision_n(rows, nth, label, instances.positives, instances.per_class)
         precise[rows[precision > rules.min_precision]] = True
         missed.append(~precise[holder])
-    rates, shares = {}, {}
+    rates: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {}
     for (name, bins), bucket in zip(rules.bins.items(), instances.buckets, strict=True):
         inside = np.bincount(bucket[bucket >= 0], minlength=len(bins.labels))
         lost = [np.bincount(bucket[row & (bucket >= 0)], minlength=len(inside)) for row in missed]

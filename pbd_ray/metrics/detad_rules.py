@@ -83,7 +83,9 @@ def load_rules(name_or_path: str) -> DetadRules:
         return BUILT_IN[name_or_path]
     path = Path(name_or_path)
     if not path.is_file():
-        raise ConfigError(f"DETAD rules '{name_or_path}' are neither a file nor one of: {', '.join(BUILT_IN)}")
+        raise ConfigError(
+            f"DETAD rules '{name_or_path}' are neither a file nor one of: {', '.join(BUILT_IN)}"
+        )
     try:
         return DetadRules.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:

@@ -230,7 +230,7 @@ def mean_ap_of(matches: Matches) -> MeanAP:
 
 
 def _assign(detection: Ints, instance: Ints, ground_truth: PreparedGroundTruth) -> tuple[Ints, Ints]:
-    """Instances that are held and their detections, from acceptable pairs sorted by detection, then preference.
+    """Held instances and who holds them, from acceptable pairs sorted by detection, then preference.
 
     Choosing in turn is a stable matching in which every instance prefers the earlier detection, and
     as all instances agree on that order it is the only one (Gale and Shapley 1962). So all free
