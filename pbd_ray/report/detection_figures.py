@@ -92,8 +92,8 @@ def spread_info(detad: Detad) -> tuple[tuple[str, float, float], ...]:
 
 def draw_precision_recall(curves: Sequence[PrecisionRecall]) -> bytes:
     """One line a tIoU; PNG. The area under a line is about the mAP at its tIoU."""
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(6, 4.5))
+    axes = figure.subplots(gridspec_kw={"left": 0.1, "right": 0.97, "bottom": 0.11, "top": 0.97})
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
     for curve, color in zip(curves, shades, strict=True):
         axes.plot(curve.recall, curve.precision, color=color, label=f"tIoU {curve.tiou:g}")
@@ -105,8 +105,9 @@ def draw_precision_recall(curves: Sequence[PrecisionRecall]) -> bytes:
 
 def draw_false_positives(detad: Detad) -> bytes:
     """Left what the best, the next, ... detections are; right what removing each error type gains; PNG."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure = Figure(figsize=(11, 4.8))
+    margins = {"left": 0.06, "right": 0.99, "bottom": 0.27, "top": 0.93, "wspace": 0.15}
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2), gridspec_kw=margins)
     groups = profile_info(detad)
     names = [name for name, _ in groups]
     below = np.zeros(len(groups))
@@ -117,7 +118,7 @@ def draw_false_positives(detad: Detad) -> bytes:
     left.set(
         xlabel="detections by score, G = instances of the class", ylabel="share (%)", title="What they are"
     )
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(OUTCOMES) // 2)
+    figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=len(OUTCOMES) // 2)
     gains = [detad.gain[error] * 100 for error in ERRORS]
     drawn = right.bar(range(len(ERRORS)), gains, color=[COLORS[error] for error in ERRORS])
     right.bar_label(drawn, fmt="%.1f")
@@ -130,8 +131,8 @@ def draw_false_positives(detad: Detad) -> bytes:
 
 def draw_false_negatives(detad: Detad) -> bytes:
     """Share of instances missed, by bucket; PNG."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9, 4))
+    axes = figure.subplots(gridspec_kw={"left": 0.07, "right": 0.99, "bottom": 0.18, "top": 0.91})
     _draw_bars(axes, bars_info(detad.false_negative_rate, detad.bucket_share))
     axes.set(ylabel="instances missed (%)", ylim=(0, 112))
     return _png(figure)
@@ -139,8 +140,9 @@ def draw_false_negatives(detad: Detad) -> bytes:
 
 def draw_sensitivity(detad: Detad) -> bytes:
     """Left mAP_N by bucket beside that of all instances, right its range relative to it; PNG."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    figure = Figure(figsize=(11, 4))
+    margins = {"left": 0.06, "right": 0.98, "bottom": 0.18, "top": 0.91, "wspace": 0.15}
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1), gridspec_kw=margins)
     bars = bars_info(detad.sensitivity, detad.bucket_share)
     _draw_bars(left, bars)
     left.axhline(detad.base_map_n * 100, linestyle="--", color="black", linewidth=1)
@@ -155,7 +157,7 @@ def draw_sensitivity(detad: Detad) -> bytes:
     )
     right.axhline(1, linestyle="--", color="black", linewidth=1)
     right.set_ylabel("relative to all instances")
-    right.margins(x=0.3)
+    right.margins(x=0.4)
     return _png(figure)
 
 
