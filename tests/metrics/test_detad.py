@@ -286,7 +286,11 @@ def assert_close(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("rules", [RULES, THUMOS14], ids=["own", "thumos14"])
+@pytest.mark.parametrize(
+    "rules",
+    [RULES, THUMOS14, RULES.model_copy(update={"tious": (0.05, 0.5)})],
+    ids=["own", "thumos14", "below-the-least"],
+)
 def test_equals_the_naive_analysis(seed: int, ties: bool, rules: DetadRules) -> None:
     annotations, rows = crowded(seed, ties)
     ours, naive = diagnose(annotations, table_of(rows), rules), Naive(annotations, rows, rules)
@@ -388,6 +392,13 @@ def test_a_value_outside_every_bin_is_in_no_bucket() -> None:
     assert ours.bucket_share == {"length": {"S": 0.5, "M": 0.5}}
     assert ours.false_negative_rate == {"length": {"S": 1.0, "M": 0.0}}
     assert ours.sensitivity == {"length": {"S": 0.0, "M": 1.0}}
+
+
+def test_the_lowest_edge_belongs_to_the_first_bucket() -> None:
+    rules = DetadRules(tious=(0.5,), bins={"length": Bins(edges=(1, 2, 5), labels=("S", "M"))})
+    annotations = annotations_of({"a": [(0.0, 1.0, 0), (5.0, 7.0, 0), (8.0, 11.0, 0), (12.0, 12.5, 0)]})
+    ours = diagnose(annotations, table_of([]), rules)
+    assert ours.bucket_share == {"length": {"S": pytest.approx(2 / 3), "M": pytest.approx(1 / 3)}}
 
 
 @pytest.mark.parametrize(
