@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("recipe", metavar="RECIPE")
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--print-config", action="store_true", help="print the whole recipe and stop")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     return exit_status(lambda: run(arguments))
 
 

@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("recipe", metavar="RECIPE")
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="the bundle to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     return exit_status(lambda: run(arguments))
 
 

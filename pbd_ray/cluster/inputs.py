@@ -15,7 +15,7 @@ from pbd_ray.config import ConfigError, Recipe
 from pbd_ray.data.annotations import Annotations, Split, Video, video_file, with_probe
 from pbd_ray.data.source import VideoSource, local_source
 from pbd_ray.data.video import VideoError, probe_video, slack
-from pbd_ray.detector.bundle import FILES, bundle_files, bundle_from_files
+from pbd_ray.detector.bundle import FILES, Bundle, bundle_files, bundle_from_files
 from pbd_ray.detector.detector import Detector
 from pbd_ray.detector.opentad import load_opentad
 
@@ -90,21 +90,26 @@ def imported_teacher(recipe: Recipe, split: Split, source: str) -> Mapping[str, 
 def check_teacher(recipe: Recipe, split: Split, files: Mapping[str, bytes], source: str) -> None:
     """Refuse a bundle that is not a whole detector of the recipe's architecture and classes."""
     bundle = bundle_from_files(files, source)
+    check_bundle(recipe, split, bundle, f"teacher {source}")
+    if len(bundle.kept_blocks) != recipe.experiment.detector.backbone.depth:
+        raise ConfigError(
+            f"teacher {source}: blocks {list(bundle.kept_blocks)} only, not the uncompressed detector"
+        )
+
+
+def check_bundle(recipe: Recipe, split: Split, bundle: Bundle, who: str) -> None:
+    """Refuse a detector, of whatever depth, that is not of the recipe's architecture and classes."""
     wanted = recipe.experiment.detector
     for part in ("grid", "backbone", "head", "postprocess"):
         ours, theirs = getattr(wanted, part), getattr(bundle.config, part)
         for key in type(ours).model_fields:
             if getattr(ours, key) != getattr(theirs, key):
                 raise ConfigError(
-                    f"teacher {source}: {part}.{key} is {getattr(theirs, key)}, "
+                    f"{who}: {part}.{key} is {getattr(theirs, key)}, "
                     f"experiment.detector.{part}.{key} is {getattr(ours, key)}"
                 )
     if tuple(bundle.classes) != tuple(split.fit.classes):
-        raise ConfigError(f"teacher {source}: classes {list(bundle.classes)}, data {list(split.fit.classes)}")
-    if len(bundle.kept_blocks) != wanted.backbone.depth:
-        raise ConfigError(
-            f"teacher {source}: blocks {list(bundle.kept_blocks)} only, not the uncompressed detector"
-        )
+        raise ConfigError(f"{who}: classes {list(bundle.classes)}, data {list(split.fit.classes)}")
 
 
 def _probed(part: Annotations, source: VideoSource) -> Annotations:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 
-from pbd_ray.cluster.inputs import given_teacher, open_videos
-from pbd_ray.cluster.monitoring import say
+from pbd_ray.cluster.inputs import check_bundle, given_teacher, open_videos
+from pbd_ray.cluster.monitoring import say, throttled
 from pbd_ray.cluster.session import ray_session
 from pbd_ray.cluster.steps import cluster_steps, fit_teacher
 from pbd_ray.compression.blocks import Model, from_detector, to_detector
 from pbd_ray.compression.jobs import teacher_job
 from pbd_ray.config import ConfigError, Recipe
-from pbd_ray.data.annotations import Split
+from pbd_ray.data.annotations import Split, detections_to_json
 from pbd_ray.data.source import VideoSource, load_split
-from pbd_ray.detector.bundle import bundle_files, bundle_from_files, save_bundle
+from pbd_ray.detector.bundle import bundle_files, bundle_from_files, load_bundle, save_bundle
 from pbd_ray.metrics.cost import cost_report
+from pbd_ray.report.detection_report import Measures, evaluate_detections, publish
 from pbd_ray.report.figures import draw_frontier
 from pbd_ray.report.rounds import depths_info, frontier_table, rounds_text
 from pbd_ray.search.controller import compress
-from pbd_ray.search.evaluation import evaluate, headline_interval
+from pbd_ray.search.evaluation import detections_of, evaluate, headline_interval
 from pbd_ray.search.in_process import fit_grid, in_process_steps
 from pbd_ray.search.ledger import Ledger
-from pbd_ray.search.slices import plan_slices, slice_count
-from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Steps, Summary, SweepTask
+from pbd_ray.search.slices import plan_slices
+from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Slice, Steps, Summary, SweepTask
 from pbd_ray.search.summary import summary_to_json
 
 
@@ -111,6 +114,29 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
     say(f"bundle: {output}")
 
 
+def run_detector(recipe: Recipe, directory: str | Path, measures: Measures, output: Path) -> None:
+    """Run a bundle's detector on the recipe's test videos, as the evaluation of a round does; write the
+    detections and their report.
+
+    Raises:
+        UserError: what the user can mend, with nothing written.
+    """
+    whole = load_split(recipe)
+    nothing = whole.fit.select(())
+    split = Split(fit=nothing, selection=nothing, test=whole.test)  # only these videos need be there
+    bundle = load_bundle(directory)
+    check_bundle(recipe, split, bundle, str(directory))
+    with _backend(recipe), tempfile.TemporaryDirectory() as scratch:
+        split, source = open_videos(recipe, split)
+        with _steps(recipe, split, source, scratch) as steps:
+            rows = _test_rows(recipe, split, steps, from_detector(bundle.detector))
+    detections = detections_of(rows)
+    facts = {"subset": recipe.experiment.data.test_subset, "kept_blocks": list(bundle.kept_blocks)}
+    report = evaluate_detections(split.test, detections, measures, facts)
+    predictions = json.dumps(detections_to_json(detections, bundle.classes)).encode()
+    publish(report, output, say, {"predictions.json": predictions})
+
+
 def _fit(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Alignment:
     say("fitting the uncompressed detector")
     if recipe.execution.backend == "ray":
@@ -120,10 +146,17 @@ def _fit(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Ali
 
 
 def _test_rows(recipe: Recipe, split: Split, steps: Steps, model: Model) -> pa.Table:
-    task = SweepTask("teacher-evaluation", TEACHER_ROUND, model, (), "map", "test")
-    plan = plan_slices(split.test.videos, recipe.experiment.detector.grid, slice_count(recipe.execution))
+    task = SweepTask("test-evaluation", TEACHER_ROUND, model, (), "map", "test")
+    # One video a slice: what a video yields does not depend on its slice, and progress speaks of videos.
+    plan = plan_slices(split.test.videos, recipe.experiment.detector.grid, len(split.test.videos))
+    progress = throttled(recipe.execution.progress_seconds)
     tables: dict[int, pa.Table] = {}
-    steps.sweep(task, plan, lambda piece, table: tables.update({piece.index: table}))
+
+    def keep(piece: Slice, table: pa.Table) -> None:
+        tables[piece.index] = table
+        progress(f"test video {len(tables)} of {len(plan)}, {piece.videos[0]}: {table.num_rows} detections")
+
+    steps.sweep(task, plan, keep)
     return pa.concat_tables([tables[piece.index] for piece in plan])
 
 

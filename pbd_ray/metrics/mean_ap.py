@@ -77,6 +77,8 @@ class Matches:
     """Class c is class_offsets[c]:class_offsets[c + 1]; (C + 1,)."""
     true_positive: npt.NDArray[np.bool_]
     """(T, N)."""
+    holder: Ints
+    """Which detection (0 .. N - 1) holds each instance of the ground truth, -1: none does; (T, G)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,13 +189,16 @@ def match_detections(
     label, video, segments = label[rows], video[rows], segments[rows]
 
     least = float(min(tious))
-    detection, instance, overlap = _overlapping(ground_truth, label, video, segments, least)
+    detection, instance, overlap = overlapping_pairs(ground_truth, label, video, segments, least)
     order = np.lexsort((-instance, -overlap, detection))  # equal overlap: the later instance, as there
     detection, instance, overlap = detection[order], instance[order], overlap[order]
     true_positive = np.zeros((len(tious), len(rows)), dtype=bool)
+    holder = np.full((len(tious), len(ground_truth.segments_seconds)), -1)
     for row, tiou in enumerate(tious):
         enough = overlap >= tiou
-        true_positive[row, _assign(detection[enough], instance[enough], ground_truth)] = True
+        held, holders = _assign(detection[enough], instance[enough], ground_truth)
+        true_positive[row, holders] = True
+        holder[row, held] = holders
     return Matches(
         ground_truth=ground_truth,
         tious=tuple(float(tiou) for tiou in tious),
@@ -202,6 +207,7 @@ def match_detections(
         video=video,
         class_offsets=np.searchsorted(label, np.arange(ground_truth.num_classes + 1)),
         true_positive=true_positive,
+        holder=holder,
     )
 
 
@@ -264,8 +270,8 @@ def _warn_once(line: str) -> None:
     log.warning(line)
 
 
-def _assign(detection: Ints, instance: Ints, ground_truth: PreparedGroundTruth) -> Ints:
-    """Detections that get an instance, from the acceptable pairs sorted by detection, then preference.
+def _assign(detection: Ints, instance: Ints, ground_truth: PreparedGroundTruth) -> tuple[Ints, Ints]:
+    """Held instances and who holds them, from acceptable pairs sorted by detection, then preference.
 
     Choosing in turn is a stable matching in which every instance prefers the earlier detection, and
     as all instances agree on that order it is the only one (Gale and Shapley 1962). So all free
@@ -283,10 +289,11 @@ def _assign(detection: Ints, instance: Ints, ground_truth: PreparedGroundTruth) 
         free = np.unique(np.concatenate((displaced, refused))) + 1
         free = free[free < len(detection)]
         position = free[detection[free] == detection[free - 1]]
-    return np.asarray(detection[holder[holder != nobody]])
+    held = np.flatnonzero(holder != nobody)
+    return held, detection[holder[held]]
 
 
-def _overlapping(
+def overlapping_pairs(
     ground_truth: PreparedGroundTruth, label: Ints, video: Ints, segments: Floats, least: float
 ) -> tuple[Ints, Ints, Floats]:
     """(detection, instance, tIoU) of all pairs of one class and video with tIoU >= least."""

@@ -15,9 +15,13 @@ from pbd_ray.data.annotations import (
     GROUND_TRUTH_SCHEMA,
     AnnotationError,
     Annotations,
+    _detections_at_once,
+    _detections_one_by_one,
+    _Node,
     detections_from_json,
     detections_to_json,
     load_annotations,
+    read_detections,
     split,
     video_file,
     with_probe,
@@ -429,9 +433,35 @@ def test_unknown_labels_and_videos_are_counted(tmp_path: Path, caplog: pytest.Lo
     ]
 
 
+def test_left_out_detections_as_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, {"a": [detection(), detection(label="fly")], "z": [detection()]}, key="results")
+    found = read_detections(path, ("jump",), videos=["a"])
+    assert (found.table.num_rows, found.unknown_labels, found.unknown_videos) == (1, 1, 1)
+
+
+ODD = [{}, {"segment": [1e9, 1e9]}, {"segment": [-3, 0.5]}, {"more": None}, {"score": 2}]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_both_ways_of_reading_agree(tmp_path: Path, odd: dict[str, Any]) -> None:
+    results = _Node.read(results_of(tmp_path, detection(), detection(**odd))).member("results")
+    quick, careful = _detections_at_once(results.value), _detections_one_by_one(results)
+    assert quick is not None
+    for ours, theirs in zip(quick, careful, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("item", "field", "value"),
     [
+        (detection(score=True), "results['a'][0].score", "True"),
+        (detection(score=10**400), "results['a'][0].score", "1000"),
+        (detection(score=-2e9), "results['a'][0].score", "-2000000000.0"),
+        (detection(segment={"1": 2, "2": 3}), "results['a'][0].segment", "{'1': 2, '2': 3}"),
+        (detection(segment="12"), "results['a'][0].segment", "'12'"),
+        (detection(segment=[1, None]), "results['a'][0].segment[1]", "None"),
+        (detection(label=["jump"]), "results['a'][0].label", "['jump']"),
+        (detection(label=""), "results['a'][0].label", "''"),
         (detection(score=...), "results['a'][0]", "score"),
         (detection(score="0.5"), "results['a'][0].score", "'0.5'"),
         (detection(score=float("nan")), "results['a'][0].score", "nan"),
