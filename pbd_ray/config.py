@@ -397,6 +397,9 @@ class Execution(Section):
     """VideoMAE (its release, mmaction2, OpenTAD, transformers) or an image ViT (timm, transformers'
     DINOv2), as .safetensors or a PyTorch checkpoint; the names of the tensors tell which."""
     external_classifier: str | None = None
+    """What names class-agnostic detections for mAP: JSON of the probabilities of every video's classes,
+    `{"class": [name], "results": {video: [probability]}}` as CUHK's files for ActivityNet. Every test video
+    must be there; where fit or selection videos are not, class-agnostic AP scores them."""
     cache_dir: str | None = None
     """Node-local directory for generated and decoded videos; None: the system's temporary directory."""
     cache_gigabytes: NonNegative = 8.0

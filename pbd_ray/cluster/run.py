@@ -21,6 +21,7 @@ from pbd_ray.compression.jobs import teacher_job
 from pbd_ray.config import ConfigError, Recipe
 from pbd_ray.data.annotations import Split, detections_to_json
 from pbd_ray.data.source import VideoSource, load_split
+from pbd_ray.data.video_classes import named, scored_against
 from pbd_ray.detector.bundle import bundle_files, bundle_from_files, load_bundle, save_bundle
 from pbd_ray.metrics.cost import cost_report
 from pbd_ray.report.detection_report import Measures, evaluate_detections, publish
@@ -43,7 +44,7 @@ def run_compression(recipe: Recipe) -> Summary:
     """
     place = recipe.execution.run_dir or f"runs/{recipe.experiment.name}"
     Ledger.refuse_other(place, recipe)
-    split = load_split(recipe)
+    split = load_split(recipe, say)
     teacher = given_teacher(recipe, split)
     # Ray before the videos: it forgets the code of a submitted job whose driver takes a minute to connect.
     with _backend(recipe):
@@ -84,7 +85,7 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
     if output.exists():
         raise ConfigError(f"--output {output} is there already")
     scratch = output.absolute().with_name(f"{output.name}.fit")
-    split = load_split(recipe)
+    split = load_split(recipe, say)
     with _backend(recipe):
         split, source = open_videos(recipe, split)
         fitted = _fit(recipe, split, source, str(scratch))
@@ -121,7 +122,7 @@ def run_detector(recipe: Recipe, directory: str | Path, measures: Measures, outp
     Raises:
         UserError: what the user can mend, with nothing written.
     """
-    whole = load_split(recipe)
+    whole = load_split(recipe, say)
     nothing = whole.fit.select(())
     split = Split(fit=nothing, selection=nothing, test=whole.test)  # only these videos need be there
     bundle = load_bundle(directory)
@@ -130,10 +131,10 @@ def run_detector(recipe: Recipe, directory: str | Path, measures: Measures, outp
         split, source = open_videos(recipe, split)
         with _steps(recipe, split, source, scratch) as steps:
             rows = _test_rows(recipe, split, steps, from_detector(bundle.detector))
-    detections = detections_of(rows)
+    truth, detections = scored_against(split.test), named(split.test, detections_of(rows))
     facts = {"subset": recipe.experiment.data.test_subset, "kept_blocks": list(bundle.kept_blocks)}
-    report = evaluate_detections(split.test, detections, measures, facts)
-    predictions = json.dumps(detections_to_json(detections, bundle.classes)).encode()
+    report = evaluate_detections(truth, detections, measures, facts)
+    predictions = json.dumps(detections_to_json(detections, truth.classes)).encode()
     publish(report, output, say, {"predictions.json": predictions})
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pbd_ray.compression.blocks import UNDROPPED
 from pbd_ray.config import Experiment, ScoringConfig
 from pbd_ray.data.annotations import Annotations
+from pbd_ray.data.video_classes import named, scored_against
 from pbd_ray.metrics.mean_ap import mean_average_precision, prepare_ground_truth
 
 Criterion = Literal["map", "train_loss", "mse"]
@@ -102,11 +103,12 @@ def _map_scores(
     table: pa.Table, blocks: Sequence[int], experiment: Experiment, annotations: Annotations
 ) -> tuple[CandidateScore, ...]:
     videos = [video.id for video in annotations.videos]
-    num_classes = len(annotations.classes)
-    ground_truth = prepare_ground_truth(annotations.ground_truth(), num_classes, videos)
+    truth = scored_against(annotations)
+    num_classes = len(truth.classes)
+    ground_truth = prepare_ground_truth(truth.ground_truth(), num_classes, videos)
     scores = []
     for block in blocks:
-        detections = table.filter(pc.equal(table["candidate"], block))
+        detections = named(annotations, table.filter(pc.equal(table["candidate"], block)))
         quality = mean_average_precision(ground_truth, detections, experiment.evaluation.tious, num_classes)
         score = quality.at(experiment.scoring.map_tiou)
         scores.append(CandidateScore(block, score, quality.average_map, None, len(videos)))

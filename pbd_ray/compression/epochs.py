@@ -24,6 +24,7 @@ from pbd_ray.compression.scoring import detect_video
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Video
 from pbd_ray.data.dataset import WindowBatch
 from pbd_ray.data.source import training_batch
+from pbd_ray.data.video_classes import named, scored_against
 from pbd_ray.metrics.mean_ap import mean_average_precision
 
 
@@ -201,7 +202,8 @@ def _selection_map(job: FineTuneJob, tuning: FineTuning, collective: Collective)
             tables.append(detect_video(student, video, job.source, job.window_batch, tuning.device))
     detections = collective.gather(pa.concat_tables(tables))
     rules, videos = job.experiment.evaluation, [video.id for video in job.selection.videos]
+    truth = scored_against(job.selection)
     quality = mean_average_precision(
-        job.selection.ground_truth(), detections, rules.tious, len(job.selection.classes), videos
+        truth.ground_truth(), named(job.selection, detections), rules.tious, len(truth.classes), videos
     )
     return quality.at(rules.headline_tiou), quality.average_map

@@ -7,11 +7,10 @@ files are of this form too. Times are seconds everywhere in this module.
 
 from __future__ import annotations
 
-import json
 import logging
 import reprlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pbd_ray.config import DataConfig, UserError
+from pbd_ray.config import DataConfig
+from pbd_ray.data.json_file import LARGEST, AnnotationError, JsonNode
 
 if TYPE_CHECKING:
     from pbd_ray.data.video import VideoProbe
+    from pbd_ray.data.video_classes import VideoClasses
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +37,6 @@ AMBIGUOUS = "Ambiguous"
 """THUMOS14 marks with it what even its annotators could not tell; never an instance (as OpenTAD)."""
 AGNOSTIC_CLASSES = ("action",)
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".webm")
-LARGEST = 1e9
-"""Beyond this a number of seconds, frames or score is a broken file; int64 and float64 stay exact below."""
-
-SHOWN = 100
-"""Characters of a wrong value or key that an error message quotes."""
-
-
-class AnnotationError(UserError):
-    """An annotation or detection file, or what a recipe asks of it, is wrong. One line for the user."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +62,8 @@ class Annotations:
 
     classes: tuple[str, ...]
     videos: tuple[Video, ...]
+    video_classes: VideoClasses | None = None
+    """Class-agnostic only: where mAP takes names from; None scores them without any."""
 
     def subset(self, name: str) -> Annotations:
         """Videos whose subset is `name`, in file order; may be empty."""
@@ -131,7 +125,7 @@ def load_annotations(
     Raises:
         AnnotationError: naming file, field and value.
     """
-    database = _Node.read(path).member("database")
+    database = JsonNode.read(path).member("database")
     entries = list(database.items())
     if not entries:
         raise database.error("expected at least one video")
@@ -237,7 +231,7 @@ def read_detections(
     Raises:
         AnnotationError: naming file, field and value.
     """
-    results = _Node.read(path).member("results")
+    results = JsonNode.read(path).member("results")
     names, segments, labels, scores = _detections_at_once(results.value) or _detections_one_by_one(results)
     label_of = {name: label for label, name in enumerate(classes)}
     label = np.array([label_of.get(name, -1) for name in labels], np.int32)
@@ -271,7 +265,7 @@ _Columns = tuple[list[str], npt.NDArray[np.float64], list[str], npt.NDArray[np.f
 """Of detections: videos, segments (n, 2), label names, scores (n,)."""
 
 
-def _detections_one_by_one(results: _Node) -> _Columns:
+def _detections_one_by_one(results: JsonNode) -> _Columns:
     names: list[str] = []
     segments: list[tuple[float, float]] = []
     labels: list[str] = []
@@ -311,7 +305,7 @@ def _detections_at_once(results: Any) -> _Columns | None:
 
 
 def _class_names(
-    path: str | Path, classes: Sequence[str] | None, entries: Sequence[tuple[str, _Node]]
+    path: str | Path, classes: Sequence[str] | None, entries: Sequence[tuple[str, JsonNode]]
 ) -> tuple[str, ...]:
     if classes is not None:
         if not classes or len(set(classes)) != len(classes):
@@ -328,7 +322,7 @@ def _class_names(
 
 
 def _video(
-    id_: str, entry: _Node, label_of: dict[str, int] | None, as_published: bool, counts: Counter[str]
+    id_: str, entry: JsonNode, label_of: dict[str, int] | None, as_published: bool, counts: Counter[str]
 ) -> Video:
     entry.check_inside_root(id_)
     duration = entry.member("duration").positive()
@@ -366,7 +360,7 @@ def _video(
     return Video(id_, path, subset, duration, fps, frames, segment_array, label_array)
 
 
-def _frames_and_fps(entry: _Node, duration: float, counts: Counter[str]) -> tuple[int, float]:
+def _frames_and_fps(entry: JsonNode, duration: float, counts: Counter[str]) -> tuple[int, float]:
     frames_node = entry.member("frame", required=False) or entry.member("frames", required=False)
     fps_node = entry.member("fps", required=False)
     fps = 0.0 if fps_node is None else fps_node.positive()
@@ -387,99 +381,3 @@ def _warn(path: str | Path, counts: Counter[str]) -> None:
     found = [f"{count} {what}" for what, count in sorted(counts.items()) if count]
     if found:
         log.warning("%s: %s", path, "; ".join(found))
-
-
-def _shown(value: Any) -> str:
-    """A value of a file, or its beginning where that would not fit into a line."""
-    text = repr(value[:SHOWN]) if isinstance(value, str) else reprlib.repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
-
-
-class _Node:
-    """A JSON value that knows where it stands, so that every error names file, field and value."""
-
-    __slots__ = ("key", "parent", "value")
-
-    def __init__(self, value: Any, key: str, parent: _Node | None = None) -> None:
-        self.value, self.key, self.parent = value, key, parent
-
-    @staticmethod
-    def read(path: str | Path) -> _Node:
-        def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            members = dict(pairs)
-            if len(members) != len(pairs):
-                key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-                raise AnnotationError(f"{path}: key {_shown(key)} stands twice in one object")
-            return members
-
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise AnnotationError(f"{path}: cannot be read: {reason}") from None
-        try:
-            return _Node(json.loads(text, object_pairs_hook=distinct), str(path))
-        except AnnotationError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise AnnotationError(f"{path}: not JSON: {' '.join(str(error).split())}") from None
-
-    def error(self, problem: str) -> AnnotationError:
-        node, field = self, ""
-        while node.parent is not None:
-            node, field = node.parent, node.key + field
-        where = f"{node.key}: {field.removeprefix('.')}" if field else node.key
-        return AnnotationError(f"{where}: {problem}, got {_shown(self.value)}")
-
-    def items(self) -> Iterator[tuple[str, _Node]]:
-        if not isinstance(self.value, dict):
-            raise self.error("expected an object")
-        for key, value in self.value.items():
-            yield key, _Node(value, f"[{_shown(key)}]", self)
-
-    def elements(self) -> Iterator[_Node]:
-        if not isinstance(self.value, list):
-            raise self.error("expected a list")
-        for index, value in enumerate(self.value):
-            yield _Node(value, f"[{index}]", self)
-
-    def member(self, key: str, required: bool = True) -> Any:
-        """The member `key`; None where it is optional and absent or null."""
-        if not isinstance(self.value, dict):
-            raise self.error("expected an object")
-        if key not in self.value and required:
-            raise self.error(f"expected a member {key!r}")
-        value = self.value.get(key)
-        return None if value is None and not required else _Node(value, f".{key}", self)
-
-    def text(self) -> str:
-        # Unprintable characters (also lone surrogates) would break one-line messages and UTF-8 files later.
-        if not isinstance(self.value, str) or not self.value or not self.value.isprintable():
-            raise self.error("expected a printable, non-empty text")
-        return self.value
-
-    def number(self) -> float:
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
-            raise self.error("expected a number")
-        if not abs(self.value) <= LARGEST:  # also NaN
-            raise self.error(f"expected a finite number, at most {LARGEST:g} in size")
-        return float(self.value)
-
-    def positive(self) -> float:
-        if not self.number() > 0:
-            raise self.error("expected more than 0")
-        return float(self.value)
-
-    def segment(self) -> tuple[float, float]:
-        ends = [node.number() for node in self.elements()]
-        if len(ends) != 2:
-            raise self.error("expected [start, end]")
-        if ends[1] < ends[0]:
-            raise self.error("the segment ends before it starts")
-        return ends[0], ends[1]
-
-    def check_inside_root(self, name: str) -> None:
-        """Refuse a video id or file that would lead out of the data root."""
-        parts = name.split("/")
-        if not name.isprintable() or "\\" in name or ".." in parts or not parts[0] or parts[-1] in ("", "."):
-            raise self.error(f"{_shown(name)} is not a name inside the data root")

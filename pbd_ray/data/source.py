@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pbd_ray.config import ConfigError, GridConfig, Recipe
 from pbd_ray.data import synthetic
-from pbd_ray.data.annotations import Split, Video, load_annotations, split
+from pbd_ray.data.annotations import Annotations, Split, Video, load_annotations, split
 from pbd_ray.data.cache import FrameCache
 from pbd_ray.data.dataset import WindowBatch, load_inference_batches, load_training_batch
+from pbd_ray.data.json_file import AnnotationError
+from pbd_ray.data.video_classes import VideoClasses, read_probabilities
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,19 @@ def local_source(recipe: Recipe, progress: Callable[[int, int], None] | None = N
     return VideoSource(root, cache)
 
 
-def load_split(recipe: Recipe) -> Split:
+def load_split(recipe: Recipe, say: Callable[[str], None]) -> Split:
     """Fit, selection and test videos of a recipe; no video file is touched.
 
+    Args:
+        say: gets a line where mAP will not be of named classes.
+
     Raises:
-        ConfigError: `execution.annotations` is not set.
-        AnnotationError: the file, or the split it is asked for, is wrong.
+        ConfigError: `execution.annotations` is not set, or an external classifier has nothing to name.
+        AnnotationError: a file, or the split it is asked for, is wrong.
     """
     data = recipe.experiment.data
+    if recipe.execution.external_classifier is not None and not data.class_agnostic:
+        raise ConfigError("execution.external_classifier is set but data.class_agnostic is false")
     if data.synthetic is not None:
         return split(synthetic.annotate(data.synthetic), data, recipe.experiment.seed)
     if recipe.execution.annotations is None:
@@ -59,7 +66,47 @@ def load_split(recipe: Recipe) -> Split:
     annotations = load_annotations(
         recipe.execution.annotations, data.classes, data.class_agnostic, as_published=True
     )
-    return split(annotations, data, recipe.experiment.seed)
+    parts = split(annotations, data, recipe.experiment.seed)
+    return _named(recipe, parts, say) if data.class_agnostic else parts
+
+
+def _named(recipe: Recipe, parts: Split, say: Callable[[str], None]) -> Split:
+    """Class-agnostic parts with what the external classifier says of their videos.
+
+    Without a classifier, and where it lacks videos of a part that it need not know (fit and selection),
+    class-agnostic AP takes the place of mAP.
+    """
+    path, top = (
+        recipe.execution.external_classifier,
+        recipe.experiment.detector.postprocess.external_top_classes,
+    )
+    if path is None or top == 0:
+        what = "external_classifier is not set" if path is None else "external_top_classes is 0"
+        say(f"{what}: detections stay without a class, and every mAP is class-agnostic AP")
+        return parts
+    assert recipe.execution.annotations is not None
+    published = load_annotations(
+        recipe.execution.annotations, recipe.experiment.data.classes, as_published=True
+    )
+    ids = [video.id for video in parts.everything().videos]
+    probabilities = read_probabilities(path, published.classes, ids)
+
+    def named(name: str, part: Annotations) -> Annotations:
+        lacking = [video.id for video in part.videos if video.id not in probabilities]
+        if not lacking:
+            mine = published.select(video.id for video in part.videos)
+            return replace(part, video_classes=VideoClasses(mine, probabilities, top))
+        what = f"{len(lacking)} of {len(part.videos)} {name} videos, {lacking[0]!r} first"
+        if name == "test":
+            raise AnnotationError(f"{path}: results: lacks {what}")
+        say(f"{path} lacks {what}: class-agnostic AP scores them")
+        return part
+
+    return Split(
+        fit=named("fit", parts.fit),
+        selection=named("selection", parts.selection),
+        test=named("test", parts.test),
+    )
 
 
 def inference_batches(

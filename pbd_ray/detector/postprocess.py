@@ -7,14 +7,14 @@ ICCV 2017, in one dimension, float32), except that nothing is rounded before sup
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pbd_ray.config import GridConfig, PostprocessConfig, UserError
+from pbd_ray.config import GridConfig, PostprocessConfig
 from pbd_ray.data.annotations import DETECTION_SCHEMA
 from pbd_ray.data.windows import Window, grid_to_seconds
 from pbd_ray.detector.detector import DetectorOutput
@@ -32,10 +32,6 @@ SPARSE = 4
 """Where fewer than one in this many proposals overlap a pick, only these are visited."""
 VOTING_ELEMENTS = 4_000_000
 """Overlap matrix elements segment voting holds at a time."""
-
-
-class ClassifierError(UserError):
-    """An external video classifier does not fit the detections. The message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,48 +162,6 @@ def detections_of_proposals(
         seconds = np.concatenate([proposal.segments_seconds for proposal in pooled])
         segments, scores, labels = suppress(seconds, scores, labels, postprocess)
     return _table(pa.array([videos.pop()] * len(scores), pa.string()), segments, labels, scores)
-
-
-def apply_video_classifier(
-    table: pa.Table, probabilities: Mapping[str, npt.NDArray[np.floating]], top: int
-) -> pa.Table:
-    """Name class-agnostic detections by a video classifier (ActivityNet; design, section 2).
-
-    Every detection appears once for each of its video's `top` most probable classes (ties: the lower
-    class), its score multiplied by that probability.
-
-    Args:
-        table: DETECTION_SCHEMA, class-agnostic.
-        probabilities: video -> (C,) probabilities.
-        top: classes per video, at least 1; more than C means C.
-
-    Raises:
-        ClassifierError: a detected video has no probabilities, or they are not a finite vector.
-    """
-    if top < 1:
-        raise ClassifierError(f"external_top_classes is {top}, expected at least 1")
-    if table.num_rows == 0:
-        return DETECTION_SCHEMA.empty_table()
-    encoded = table.column("video").combine_chunks().dictionary_encode()
-    video = encoded.indices.to_numpy(zero_copy_only=False)
-    rows, labels, factors = [], [], []
-    for index, name in enumerate(encoded.dictionary.to_pylist()):
-        if name not in probabilities:
-            raise ClassifierError(f"video '{name}' is missing from the external classifier's probabilities")
-        row = np.asarray(probabilities[name], dtype=np.float64)
-        if row.ndim != 1 or not len(row) or not np.isfinite(row).all():
-            raise ClassifierError(
-                f"video '{name}': the external classifier's probabilities are no finite vector"
-            )
-        mine = np.flatnonzero(video == index)
-        for label in np.argsort(-row, kind="stable")[:top]:
-            rows.append(mine)
-            labels.append(np.full(len(mine), label, dtype=np.int32))
-            factors.append(np.full(len(mine), row[label]))
-    named = table.take(pa.array(np.concatenate(rows)))
-    segments = np.stack([named.column(name).to_numpy() for name in ("start", "end")], axis=1)
-    scores = named.column("score").to_numpy() * np.concatenate(factors)
-    return _table(named.column("video"), segments, np.concatenate(labels), scores)
 
 
 def _table(

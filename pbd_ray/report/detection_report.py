@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from pbd_ray.config import ConfigError
-from pbd_ray.data.annotations import AnnotationError, Annotations, load_annotations, read_detections
+from pbd_ray.data.annotations import Annotations, load_annotations, read_detections
+from pbd_ray.data.json_file import AnnotationError
 from pbd_ray.metrics.detad import Detad, diagnose
 from pbd_ray.metrics.detad_rules import DetadRules
 from pbd_ray.metrics.intervals import MapInterval, map_interval

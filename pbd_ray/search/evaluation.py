@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from pbd_ray.config import EvaluationConfig
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Annotations
+from pbd_ray.data.video_classes import named, scored_against
 from pbd_ray.metrics.intervals import MapInterval, map_difference_interval, map_interval
 from pbd_ray.metrics.mean_ap import Matches, match_detections, mean_ap_of, prepare_ground_truth
 from pbd_ray.search.state import UNDROPPED, Cost, Evaluation, Interval, Model, Verdict
@@ -105,7 +106,8 @@ def _headline(rules: EvaluationConfig) -> tuple[float, ...]:
 
 
 def _matches(videos: Annotations, rows: pa.Table, tious: tuple[float, ...]) -> Matches:
+    truth = scored_against(videos)
     ground_truth = prepare_ground_truth(
-        videos.ground_truth(), len(videos.classes), [video.id for video in videos.videos]
+        truth.ground_truth(), len(truth.classes), [video.id for video in truth.videos]
     )
-    return match_detections(ground_truth, detections_of(rows), tious)
+    return match_detections(ground_truth, named(videos, detections_of(rows)), tious)

@@ -66,7 +66,8 @@ def table_hash(table: pa.Table) -> str:
 
 
 def annotations_hash(annotations: Annotations) -> str:
-    """SHA-256 of the classes and, by video id, what is annotated. File names do not count."""
+    """SHA-256 of the classes and, by video id, what is annotated and what a video classifier says. File
+    names do not count."""
     digest = hashlib.sha256()
     _feed(digest, json.dumps(list(annotations.classes)).encode())
     for video in sorted(annotations.videos, key=lambda video: video.id):
@@ -74,6 +75,11 @@ def annotations_hash(annotations: Annotations) -> str:
         _feed(digest, json.dumps(facts).encode())
         _feed(digest, _array_bytes(np.asarray(video.segments_seconds, dtype=np.float64)))
         _feed(digest, _array_bytes(np.asarray(video.labels, dtype=np.int32)))
+    naming = annotations.video_classes
+    if naming is not None:
+        _feed(digest, annotations_hash(naming.published).encode())
+        for video in sorted(naming.published.videos, key=lambda video: video.id):
+            _feed(digest, _array_bytes(naming.probabilities[video.id]))
     return digest.hexdigest()
 
 

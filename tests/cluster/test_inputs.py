@@ -28,7 +28,7 @@ def theirs(recipe: Recipe, split: Split, num_classes: int | None = None) -> Dete
 
 def recipe_with(source: Path, *overrides: str) -> tuple[Recipe, Split]:
     recipe = load_recipe(TINY, [f"teacher.source={source}", *overrides])
-    return recipe, load_split(recipe)
+    return recipe, load_split(recipe, print)
 
 
 def checkpoint(path: Path, detector: Detector) -> Path:

@@ -57,7 +57,7 @@ def config(recipe: Recipe) -> DetectorConfig:
 
 @pytest.fixture(scope="session")
 def split(recipe: Recipe) -> Split:
-    return load_split(recipe)
+    return load_split(recipe, print)
 
 
 @pytest.fixture(scope="session")

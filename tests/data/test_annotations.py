@@ -13,7 +13,6 @@ from pbd_ray.config import DataConfig
 from pbd_ray.data.annotations import (
     DETECTION_SCHEMA,
     GROUND_TRUTH_SCHEMA,
-    AnnotationError,
     Annotations,
     _detections_at_once,
     _detections_one_by_one,
@@ -26,6 +25,7 @@ from pbd_ray.data.annotations import (
     video_file,
     with_probe,
 )
+from pbd_ray.data.json_file import AnnotationError
 from pbd_ray.data.video import VideoProbe
 
 

@@ -10,8 +10,9 @@ import torch
 
 from pbd_ray.config import GridConfig
 from pbd_ray.data import dataset
-from pbd_ray.data.annotations import AnnotationError, Annotations, Video, load_annotations
+from pbd_ray.data.annotations import Annotations, Video, load_annotations
 from pbd_ray.data.dataset import WindowBatch, load_inference_batches, load_training_batch
+from pbd_ray.data.json_file import AnnotationError
 from pbd_ray.data.video import FrameReader, VideoError, read_frames
 from pbd_ray.data.windows import inference_windows
 

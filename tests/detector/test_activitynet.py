@@ -9,15 +9,17 @@ import math
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
 from pbd_ray.config import DetectorConfig, load_recipe
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Annotations, Video, split
+from pbd_ray.data.video_classes import VideoClasses
 from pbd_ray.data.windows import grid_to_seconds, inference_windows, training_window
 from pbd_ray.detector.detector import DetectorOutput
 from pbd_ray.detector.points import pyramid_points
-from pbd_ray.detector.postprocess import apply_video_classifier, detections_of_video
+from pbd_ray.detector.postprocess import detections_of_video
 from pbd_ray.metrics.mean_ap import mean_average_precision
 
 EXPERIMENT = load_recipe("activitynet_videomae_s").experiment
@@ -131,10 +133,11 @@ def test_detections_of_a_video(seed: int) -> None:
 
     probabilities = np.full(200, 0.001)
     probabilities[[17, 150]] = 0.3, 0.5
-    named = apply_video_classifier(table, {"v": probabilities}, CONFIG.postprocess.external_top_classes)
-    for place, (label, probability) in enumerate([(150, 0.5), (17, 0.3)]):
-        part = named.slice(100 * place, 100)
-        assert set(part["label"].to_pylist()) == {label}
+    top = CONFIG.postprocess.external_top_classes
+    named = VideoClasses(Annotations((), ()), {"v": probabilities}, top).name(table)
+    assert named.num_rows == 200
+    for label, probability in [(150, 0.5), (17, 0.3)]:
+        part = named.filter(pc.equal(named["label"], label))
         np.testing.assert_array_equal(np.stack([part["start"], part["end"]], axis=1), found[:, :2])
         np.testing.assert_allclose(part["score"], found[:, 2] * probability, rtol=1e-12)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pytest
 import torch
 
@@ -18,8 +17,6 @@ from pbd_ray.detector import postprocess
 from pbd_ray.detector.detector import DetectorOutput
 from pbd_ray.detector.points import pyramid_points
 from pbd_ray.detector.postprocess import (
-    ClassifierError,
-    apply_video_classifier,
     decode,
     detections_of_proposals,
     detections_of_video,
@@ -314,39 +311,3 @@ def test_no_window_no_detection() -> None:
     silent = DetectorOutput(silent.logits - 100, silent.offsets, silent.mask, silent.points)
     table = detections_of_video([(silent, (window(), window()))], SLIDING, PostprocessConfig(), 3)
     assert table.num_rows == 0 and table.schema.equals(DETECTION_SCHEMA)
-
-
-def agnostic() -> pa.Table:
-    columns = [["a", "b", "a"], [0.0, 1.0, 2.0], [4.0, 5.0, 6.0], [0, 0, 0], [0.5, 0.4, 0.2]]
-    return pa.table(columns, schema=DETECTION_SCHEMA)
-
-
-def test_video_classifier_names_and_weighs() -> None:
-    probabilities = {"a": np.array([0.1, 0.6, 0.3]), "b": np.array([0.2, 0.2, 0.6]), "c": np.array([1.0])}
-    named = apply_video_classifier(agnostic(), probabilities, top=2)
-    assert named.schema.equals(DETECTION_SCHEMA)
-    rows = [(r["video"], r["start"], r["label"], round(r["score"], 12)) for r in named.to_pylist()]
-    assert rows == [
-        ("a", 0.0, 1, 0.3),
-        ("a", 2.0, 1, 0.12),
-        ("a", 0.0, 2, 0.15),
-        ("a", 2.0, 2, 0.06),
-        ("b", 1.0, 2, 0.24),
-        ("b", 1.0, 0, 0.08),
-    ]
-    assert apply_video_classifier(agnostic(), probabilities, top=9).num_rows == 9
-    assert apply_video_classifier(DETECTION_SCHEMA.empty_table(), {}, top=2).num_rows == 0
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "top", "message"),
-    [
-        ({"a": np.array([1.0])}, 1, "video 'b' is missing"),
-        ({"a": np.array([np.nan]), "b": np.array([1.0])}, 1, "video 'a': .* no finite vector"),
-        ({"a": np.array([[1.0]]), "b": np.array([1.0])}, 1, "video 'a': .* no finite vector"),
-        ({}, 0, "external_top_classes is 0"),
-    ],
-)
-def test_a_classifier_that_does_not_fit_is_refused(probabilities: Any, top: int, message: str) -> None:
-    with pytest.raises(ClassifierError, match=message):
-        apply_video_classifier(agnostic(), probabilities, top)

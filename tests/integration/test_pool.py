@@ -45,7 +45,7 @@ def recipe(tiny_recipe: str, video_cache: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def split(recipe: Recipe) -> Split:
-    return load_split(recipe)
+    return load_split(recipe, print)
 
 
 @pytest.fixture(scope="module")
