@@ -16,7 +16,6 @@ from pbd_ray.data.annotations import (
     Annotations,
     _detections_at_once,
     _detections_one_by_one,
-    _Node,
     detections_from_json,
     detections_to_json,
     load_annotations,
@@ -25,7 +24,7 @@ from pbd_ray.data.annotations import (
     video_file,
     with_probe,
 )
-from pbd_ray.data.json_file import AnnotationError
+from pbd_ray.data.json_file import AnnotationError, JsonNode
 from pbd_ray.data.video import VideoProbe
 
 
@@ -444,7 +443,7 @@ ODD = [{}, {"segment": [1e9, 1e9]}, {"segment": [-3, 0.5]}, {"more": None}, {"sc
 
 @pytest.mark.parametrize("odd", ODD)
 def test_both_ways_of_reading_agree(tmp_path: Path, odd: dict[str, Any]) -> None:
-    results = _Node.read(results_of(tmp_path, detection(), detection(**odd))).member("results")
+    results = JsonNode.read(results_of(tmp_path, detection(), detection(**odd))).member("results")
     quick, careful = _detections_at_once(results.value), _detections_one_by_one(results)
     assert quick is not None
     for ours, theirs in zip(quick, careful, strict=True):
