@@ -43,6 +43,7 @@ _WORKER_ENVIRONMENT = {
 }
 _LOCAL_OBJECT_STORE_BYTES = 500_000_000
 _WAIT_LINE_SECONDS, _WAIT_POLL_SECONDS = 30.0, 1.0
+_FIRST_REPORT_SECONDS = 30.0
 HEAD_RESOURCE = "node:__internal_head__"
 
 
@@ -100,6 +101,9 @@ def require_resources(execution: Execution, say: Callable[[str], None]) -> None:
     if _any_node_has(need):
         return
     shown = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
+    first_report = time.monotonic() + _FIRST_REPORT_SECONDS
+    while not _node_types() and time.monotonic() < first_report:
+        time.sleep(_WAIT_POLL_SECONDS)  # of a head that has just started nobody knows yet whether it can grow
     if not autoscaler_runs():
         raise ResourcesError(
             f"execution asks for {shown} a worker (cpus_per_worker, gpus_per_worker) "
@@ -163,14 +167,17 @@ def autoscaler_runs() -> bool:
     Ray runs its autoscaler everywhere; where nobody configured node types for it, it only looks on, and
     calls every node a type of its own, `node_<id>`.
     """
+    return not _node_types() <= {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}
+
+
+def _node_types() -> set[str]:
+    """Types of the nodes in the autoscaler's report; empty before its first, some seconds after the head."""
     if is_autoscaler_v2():
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        types = {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
-    else:
-        written = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
-        report = (json.loads(written) if written else {}).get("autoscaler_report") or {}
-        types = {*report.get("active_nodes", ()), *report.get("pending_launches", ())}
-    return not types <= {format_readonly_node_type(node["NodeID"]) for node in ray.nodes()}
+        return {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
+    written = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
+    report = (json.loads(written) if written else {}).get("autoscaler_report") or {}
+    return {*report.get("active_nodes", ()), *report.get("pending_launches", ())}
 
 
 def _remove_orphaned_placement_groups() -> None:

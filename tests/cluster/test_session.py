@@ -1,0 +1,53 @@
+"""Whether a cluster can grow is decided on the autoscaler's report, not on its absence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pbd_ray.cluster import session
+from pbd_ray.config import Execution
+
+HEAD = {"NodeID": "ab12", "Alive": True, "Resources": {"CPU": 1.0}}
+LARGE = {"NodeID": "cd34", "Alive": True, "Resources": {"CPU": 3.0}}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A cluster of one small node, to which a large one comes when it is asked for; what was asked."""
+    requests: list[Any] = []
+    monkeypatch.setattr(session.ray, "nodes", lambda: [HEAD, LARGE] if any(requests) else [HEAD])
+    monkeypatch.setattr(session, "request_resources", lambda bundles: requests.append(bundles))
+    monkeypatch.setattr(session.time, "sleep", lambda seconds: None)
+    return requests
+
+
+def reports(monkeypatch: pytest.MonkeyPatch, *types: set[str]) -> None:
+    """The autoscaler's reports, one a look; the last one stays."""
+    left = list(types)
+    monkeypatch.setattr(session, "_node_types", lambda: left.pop(0) if len(left) > 1 else left[0])
+
+
+def test_a_head_without_a_report_yet_may_still_grow(
+    monkeypatch: pytest.MonkeyPatch, asked: list[Any]
+) -> None:
+    reports(monkeypatch, set(), set(), set(), {"head"})
+    session.require_resources(Execution(cpus_per_worker=3), print)
+    assert asked == [[{"CPU": 3.0}], []]
+
+
+def test_a_cluster_without_node_types_is_refused(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
+    reports(monkeypatch, set(), {"node_ab12"})
+    with pytest.raises(session.ResourcesError, match=r"asks for 3 CPU a worker .* at most 1 CPU and 0 GPU"):
+        session.require_resources(Execution(cpus_per_worker=3), print)
+    assert asked == []
+
+
+def test_no_report_at_all_is_refused_in_time(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
+    reports(monkeypatch, set())
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(session.time, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(session.ResourcesError, match="at most 1 CPU"):
+        session.require_resources(Execution(cpus_per_worker=3), print)
+    assert next(clock) < 100
