@@ -203,13 +203,6 @@ def split(annotations: Annotations, data_config: DataConfig, seed: int) -> Split
     return Split(fit, selection, test)
 
 
-def detections_from_json(
-    path: str | Path, classes: Sequence[str], videos: Collection[str] | None = None
-) -> pa.Table:
-    """The table of `read_detections`."""
-    return read_detections(path, classes, videos).table
-
-
 @dataclass(frozen=True, eq=False)
 class DetectionFile:
     """DETECTION_SCHEMA rows in file order, and how many detections were left out."""

@@ -151,7 +151,7 @@ def read_weights(source: Source, *, ema: bool = True) -> WeightFile:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
                 metadata = file.metadata() or {}
         except SafetensorError as error:
             raise PretrainedError(f"{path}: not a safetensors file: {_one_line(error)}") from None

@@ -16,7 +16,6 @@ from pbd_ray.data.annotations import (
     Annotations,
     _detections_at_once,
     _detections_one_by_one,
-    detections_from_json,
     detections_to_json,
     load_annotations,
     read_detections,
@@ -386,7 +385,7 @@ def test_detections_go_out_and_come_back_unrounded(tmp_path: Path) -> None:
     assert document["results"]["b"][0] == {"label": "sit", "segment": [0.1 + 0.2, 1 / 3], "score": 1e-17}
     path = tmp_path / "out.json"
     path.write_text(json.dumps(document))
-    back = detections_from_json(path, ("jump", "sit"))
+    back = read_detections(path, ("jump", "sit")).table
     assert back.schema == DETECTION_SCHEMA
     assert back.sort_by([("video", "ascending"), ("score", "ascending")]).equals(
         table.sort_by([("video", "ascending"), ("score", "ascending")])
@@ -397,7 +396,7 @@ def test_detections_go_out_and_come_back_unrounded(tmp_path: Path) -> None:
 def test_video_ids_of_detections_are_printable(tmp_path: Path, id_: str) -> None:
     path = write(tmp_path, {id_: [detection()]}, key="results")
     with pytest.raises(AnnotationError) as caught:
-        detections_from_json(path, ("jump",))
+        read_detections(path, ("jump",))
     assert str(caught.value).startswith(f"{path}: results[{id_!r}]: expected a printable video id, got ")
 
 
@@ -413,7 +412,7 @@ def test_errors_quote_no_more_than_fits_into_a_line(tmp_path: Path, value: Any) 
 
 
 def test_no_detections(tmp_path: Path) -> None:
-    table = detections_from_json(results_of(tmp_path), ("jump",))
+    table = read_detections(results_of(tmp_path), ("jump",)).table
     assert table.schema == DETECTION_SCHEMA and not table.num_rows
     assert detections_to_json(table, ("jump",))["results"] == {}
 
@@ -425,7 +424,7 @@ def test_unknown_labels_and_videos_are_counted(tmp_path: Path, caplog: pytest.Lo
         key="results",
     )
     with caplog.at_level(logging.WARNING):
-        table = detections_from_json(path, ("sit", "jump"), videos=["a", "b"])
+        table = read_detections(path, ("sit", "jump"), videos=["a", "b"]).table
     assert [tuple(row.values()) for row in table.to_pylist()] == [("a", 1.0, 2.0, 1, 0.5)]
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: 2 detections of unknown labels left out; 1 detections of unknown videos left out"
@@ -473,7 +472,7 @@ def test_both_ways_of_reading_agree(tmp_path: Path, odd: dict[str, Any]) -> None
 def test_detection_errors(tmp_path: Path, item: Any, field: str, value: str) -> None:
     path = results_of(tmp_path, item)
     with pytest.raises(AnnotationError) as caught:
-        detections_from_json(path, ("jump",))
+        read_detections(path, ("jump",))
     message = str(caught.value)
     assert message.startswith(f"{path}: {field}: ") and value in message and "\n" not in message
 
@@ -501,7 +500,7 @@ def test_real_detections(shared: Path) -> None:
     folder = shared / "data" / "thumos14"
     classes = load_annotations(folder / "annotations.json").classes
     assert classes == tuple((folder / "classes.txt").read_text().split())
-    table = detections_from_json(folder / "a2net_predictions.json", classes)
+    table = read_detections(folder / "a2net_predictions.json", classes).table
     raw = json.loads((folder / "a2net_predictions.json").read_text())["results"]
     assert table.num_rows == sum(len(items) for items in raw.values())
     assert detections_to_json(table, classes)["results"] == {

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pbd_ray.config import UserError
-from pbd_ray.data.annotations import detections_from_json, load_annotations
+from pbd_ray.data.annotations import load_annotations, read_detections
 from pbd_ray.metrics.mean_ap import mean_average_precision
 
 CPU_SECONDS = 5.0
@@ -211,7 +211,7 @@ def score(rng: random.Random, truth: Path, found: Path) -> float:
     if rng.random() < 0.5:
         annotations = annotations.subset("validation")
     names = [video.id for video in annotations.videos] if rng.random() < 0.5 else None
-    detections = detections_from_json(found, annotations.classes, names)
+    detections = read_detections(found, annotations.classes, names).table
     ground_truth, count = annotations.ground_truth(), len(annotations.classes)
     return mean_average_precision(ground_truth, detections, (0.3, 0.5), count, names).average_map
 

@@ -195,11 +195,7 @@ def released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "output.dense": "mlp.fc2",
         "layernorm.": "norm.",
     }
-    renamed = {}
-    for key, value in state.items():
-        for theirs, name in names.items():
-            key = key.replace(theirs, name)
-        renamed[key] = value
+    renamed = with_names(names, state)
     parts = [renamed.pop(k) for k in list(renamed) if re.search(r"attention\.(query|key|value)\.weight$", k)]
     for index in range(len(parts) // 3):
         renamed[f"blocks.{index}.attn.qkv.weight"] = torch.cat(parts[3 * index : 3 * index + 3])
@@ -213,6 +209,11 @@ def mmaction(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "mlp.fc1": "mlp.layers.0.0",
         "mlp.fc2": "mlp.layers.1",
     }
+    return with_names(names, state)
+
+
+def with_names(names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every key with each part of `names` replaced, in their order."""
     renamed = {}
     for key, value in state.items():
         for theirs, name in names.items():

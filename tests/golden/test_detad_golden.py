@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pbd_ray.data.annotations import detections_from_json, load_annotations
+from pbd_ray.data.annotations import load_annotations, read_detections
 from pbd_ray.metrics.detad import Detad, diagnose
 from pbd_ray.report.detection_report import detad_json
 
@@ -25,7 +25,7 @@ CLOSE = ("mAP_N", "gain", "profile", "false_negative_rate", "bucket_share")
 def analysis(shared: Path) -> Detad:
     folder = shared / "data" / "thumos14"
     annotations = load_annotations(folder / "a2net_ground_truth.json", as_published=True)
-    found = detections_from_json(folder / "a2net_predictions.json", annotations.classes)
+    found = read_detections(folder / "a2net_predictions.json", annotations.classes).table
     began = time.perf_counter()
     ours = diagnose(annotations.subset("validation"), found)
     assert time.perf_counter() - began < 2  # it takes less than 0.1 s; the bound is loose as machines are

@@ -184,10 +184,10 @@ def test_what_the_number_hides_is_counted_once(
 
 PROGRAM = """
 import sys
-from pbd_ray.data.annotations import detections_from_json, load_annotations
+from pbd_ray.data.annotations import load_annotations, read_detections
 from pbd_ray.metrics.mean_ap import mean_average_precision
 annotations = load_annotations(sys.argv[1], as_published=True)
-found = detections_from_json(sys.argv[2], annotations.classes)
+found = read_detections(sys.argv[2], annotations.classes).table
 print(mean_average_precision(annotations.ground_truth(), found, (0.5,), len(annotations.classes)).average_map)
 """
 
