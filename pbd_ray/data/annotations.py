@@ -224,22 +224,30 @@ def read_detections(
     Raises:
         AnnotationError: naming file, field and value.
     """
-    results = JsonNode.read(path).member("results")
-    names, segments, labels, scores = _detections_at_once(results.value) or _detections_one_by_one(results)
     label_of = {name: label for label, name in enumerate(classes)}
-    label = np.array([label_of.get(name, -1) for name in labels], np.int32)
     known = None if videos is None else set(videos)
-    here = np.array([known is None or name in known for name in names], bool)
-    rows = np.flatnonzero(here & (label >= 0))
-    unknown_videos = int(np.count_nonzero(~here))
-    unknown_labels = len(here) - unknown_videos - len(rows)
+    unknown_videos = unknown_labels = 0
+    rows: list[tuple[str, float, float, int, float]] = []
+    for id_, entry in JsonNode.read(path).member("results").items():
+        if not id_.isprintable():  # a lone surrogate could not even be stored in a table
+            raise entry.error("expected a printable video id")
+        for node in entry.elements():
+            start, end = node.member("segment").segment()
+            score = node.member("score").number()
+            label = label_of.get(node.member("label").text())
+            if known is not None and id_ not in known:
+                unknown_videos += 1
+            elif label is None:
+                unknown_labels += 1
+            else:
+                rows.append((id_, start, end, label, score))
     counts = {
         "detections of unknown labels left out": unknown_labels,
         "detections of unknown videos left out": unknown_videos,
     }
     _warn(path, Counter(counts))
-    columns = [pa.array(names, pa.string()), segments[:, 0], segments[:, 1], label, scores]
-    table = pa.table(columns, schema=DETECTION_SCHEMA).take(rows)
+    columns = list(zip(*rows, strict=True)) or [()] * len(DETECTION_SCHEMA)
+    table = pa.table([list(column) for column in columns], schema=DETECTION_SCHEMA)
     return DetectionFile(table, unknown_videos, unknown_labels)
 
 
@@ -252,49 +260,6 @@ def detections_to_json(table: pa.Table, classes: Sequence[str]) -> dict[str, Any
         item = {"label": classes[label], "segment": [start, end], "score": score}
         results.setdefault(video, []).append(item)
     return {"version": "pbd_ray 1", "results": results, "external_data": {}}
-
-
-_Columns = tuple[list[str], npt.NDArray[np.float64], list[str], npt.NDArray[np.float64]]
-"""Of detections: videos, segments (n, 2), label names, scores (n,)."""
-
-
-def _detections_one_by_one(results: JsonNode) -> _Columns:
-    names: list[str] = []
-    segments: list[tuple[float, float]] = []
-    labels: list[str] = []
-    scores: list[float] = []
-    for id_, entry in results.items():
-        if not id_.isprintable():  # a lone surrogate could not even be stored in a table
-            raise entry.error("expected a printable video id")
-        for node in entry.elements():
-            segments.append(node.member("segment").segment())
-            scores.append(node.member("score").number())
-            labels.append(node.member("label").text())
-            names.append(id_)
-    return names, np.array(segments, np.float64).reshape(-1, 2), labels, np.array(scores, np.float64)
-
-
-def _detections_at_once(results: Any) -> _Columns | None:
-    """The same, but quick; None where anything is not as it should be, for the other to say what."""
-    try:
-        items = [(id_, item) for id_, found in results.items() for item in found]
-        names = [id_ for id_, _ in items]
-        labels = [item["label"] for _, item in items]
-        ends = [end for _, item in items for end in item["segment"]]
-        scores = [item["score"] for _, item in items]
-        plain = all(type(found) is list for found in results.values()) and all(
-            type(item["segment"]) is list and len(item["segment"]) == 2 for _, item in items
-        )
-        numbers = set(map(type, ends)) | set(map(type, scores)) <= {int, float}
-        texts = all(type(label) is str and label and label.isprintable() for label in set(labels))
-        texts = texts and all(id_.isprintable() for id_ in results)
-        if not (plain and numbers and texts):
-            return None
-        segments, score = np.array(ends, np.float64).reshape(-1, 2), np.array(scores, np.float64)
-    except (AttributeError, KeyError, TypeError, OverflowError):
-        return None
-    inside = bool((np.abs(segments) <= LARGEST).all() and (np.abs(score) <= LARGEST).all())
-    return (names, segments, labels, score) if inside and (segments[:, 0] <= segments[:, 1]).all() else None
 
 
 def _class_names(
