@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -274,6 +274,19 @@ class TeacherConfig(Section):
     select_every_epochs: Count = 1
 
 
+class RacingConfig(Section):
+    """When a candidate need not be scored to the end (`compression/racing.py`)."""
+
+    error_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Chance in a round that the best candidate is stopped on the way."""
+    min_videos: Annotated[int, Field(ge=5)] = 20
+    """None is stopped before so many videos."""
+    min_instances: Count = 5
+    """None is stopped before so many instances of every class, or all there are of it."""
+    replicates: Annotated[int, Field(ge=100)] = 400
+    """Subsamples of the videos from which the standard error of an mAP difference comes."""
+
+
 class ScoringConfig(Section):
     """How candidates are scored (design, section 2, scoring criteria)."""
 
@@ -287,6 +300,16 @@ class ScoringConfig(Section):
     """Drop these blocks, one a round, in this order, instead of scoring: for controls and ablations."""
     loss_terms: Literal["supervised", "total"] = "supervised"
     """train_loss only: focal + DIoU, or these and the alignment losses."""
+    racing: RacingConfig | None = RacingConfig()
+    """`off` (or null) scores every candidate on every video, as the paper does; `on` is the default."""
+    delta: NonNegative = 0.005
+    """Candidates whose score is within this of the best, in the criterion's units, are reported as ties."""
+
+    @field_validator("racing", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: object) -> object:
+        # YAML reads a bare on or off as a truth value.
+        return RacingConfig() if value is True else None if value is False else value
 
 
 class AlignmentConfig(Section):

@@ -43,7 +43,8 @@ class Board:
 
 
 class CandidateTrial(tune.Trainable):
-    """Reports `score`, `average_map` and `fraction` of the videos seen; done when the score is final."""
+    """Reports `fraction` of the videos seen, and, once there is one, `score`, `average_map`, on how many
+    `videos`, and whether racing `stopped` it; done when the score is final."""
 
     _board: Any
     _candidate: int
@@ -62,7 +63,7 @@ class CandidateTrial(tune.Trainable):
         news = ray.get(self._board.read.remote(self._candidate, self._seen))
         if news is not None:
             self._seen = int(news.pop("reports"))
-            self._latest = news
+            self._latest = self._latest | news
         return {**self._latest, "done": bool(self._latest.get("final"))}
 
     def _begin(self, config: dict[str, Any]) -> None:

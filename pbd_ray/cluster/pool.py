@@ -9,9 +9,9 @@ they live over several sweeps and are released before fine-tuning, whose workers
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from pbd_ray.cluster.monitoring import throttled
 from pbd_ray.cluster.session import worker_capacity, worker_resources
 from pbd_ray.config import Recipe, RunError, UserError
 from pbd_ray.data.annotations import Annotations, Video
-from pbd_ray.search.state import Model, Slice, SweepTask
+from pbd_ray.search.state import Feed, Model, SweepTask, Work
 
 _POLL_SECONDS = 1.0
 _LATENCY_WARMUP, _LATENCY_REPEATS = 3, 15
@@ -72,12 +72,13 @@ class ScoringWorker:
         self._teacher = self._detector(teacher) if teacher is not None else None
         return str(ray.util.get_node_ip_address())
 
-    def score(self, piece: Slice) -> pa.Table:
+    def score(self, work: Work) -> pa.Table:
         """Rows of one slice (`compression.scoring.score_videos`)."""
         from pbd_ray.compression.scoring import score_videos
 
-        videos = [self._spec.videos[name] for name in piece.videos]
-        return score_videos(self._job, self._student, self._teacher, videos)
+        videos = [self._spec.videos[name] for name in work.piece.videos]
+        job = replace(self._job, candidates=work.candidates)
+        return score_videos(job, self._student, self._teacher, videos)
 
     def process_id(self) -> int:
         return os.getpid()
@@ -114,11 +115,14 @@ class ScoringPool:
     def run(
         self,
         task: SweepTask,
-        slices: Sequence[Slice],
-        on_slice: Callable[[Slice, pa.Table], None],
+        feed: Feed,
         say: Callable[[str], None],
+        seen: Callable[[float], None] | None = None,
     ) -> dict[str, Any]:
-        """Score all slices; `on_slice` runs here, in the driver, as each one ends.
+        """Score slices until the feed ends.
+
+        Args:
+            seen: told the share of the videos that is scored, as it grows.
 
         Returns:
             Measured facts: slices per host, retries.
@@ -127,15 +131,17 @@ class ScoringPool:
             UserError: a video that does not decode.
             WorkersLost: a slice failed `task_retries` + 1 times because its worker died.
         """
-        sweep = _Sweep(self, task, slices, self._execution.task_retries)
-        self._grow(min(self._execution.max_workers, len(slices)))
+        sweep = _Sweep(self, task, feed, self._execution.task_retries)
+        self._grow(min(self._execution.max_workers, feed.remaining))
         for worker in self.workers:
             sweep.start(worker)
         progress = throttled(self._execution.progress_seconds, say)
-        while sweep.done < len(slices):
-            for piece, table in sweep.wait(_POLL_SECONDS):
-                on_slice(piece, table)
-            progress(f"{task.name}: {sweep.done} of {len(slices)} slices, {len(self.workers)} workers")
+        while not feed.ended:
+            before = feed.seen
+            sweep.wait(_POLL_SECONDS)
+            if seen is not None and feed.seen > before:
+                seen(feed.seen)
+            progress(f"{task.name}: {feed.seen:.0%} of the videos, {len(self.workers)} workers")
         return {"slices_per_host": dict(sweep.per_host), "retries": sweep.retries}
 
     def latency(self, model: Model) -> dict[str, float]:
@@ -174,17 +180,17 @@ class _Sweep:
     the cluster has not placed yet.
     """
 
-    def __init__(self, pool: ScoringPool, task: SweepTask, slices: Sequence[Slice], retries: int) -> None:
+    def __init__(self, pool: ScoringPool, task: SweepTask, feed: Feed, retries: int) -> None:
         self._pool = pool
         # Weights go once into the object store; the task that travels with every call carries none.
         self._models = (ray.put(task.model), ray.put(task.teacher))
         self._task = task.without_weights()
-        self._waiting = deque(slices)
+        self._feed = feed
         self._allowed = retries
         self._losses: Counter[int | None] = Counter()
         self._hosts: dict[Any, str] = {}
-        self._running: dict[Any, tuple[Any, Slice | None]] = {}
-        self.done = 0
+        self._running: dict[Any, tuple[Any, Work | None]] = {}
+        self._idle: list[Any] = []
         self.per_host: Counter[str] = Counter()
 
     @property
@@ -195,37 +201,35 @@ class _Sweep:
         """Give a worker the models; slices follow once it has them."""
         self._running[worker.load.remote(self._task, *self._models)] = (worker, None)
 
-    def wait(self, seconds: float) -> list[tuple[Slice, pa.Table]]:
-        """Slices that ended within the time; their workers go on with the next ones."""
+    def wait(self, seconds: float) -> None:
+        """Take what ended within the time; who is idle goes on with the next slices."""
         ready, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
-        results = []
         for reference in ready:
-            worker, piece = self._running.pop(reference)
+            worker, work = self._running.pop(reference)
             try:
-                table = ray.get(reference)
+                result = ray.get(reference)
             except RayActorError as error:
-                self._replace(worker, piece, error)
+                self._replace(worker, work, error)
                 continue
             except RayTaskError as error:
                 if isinstance(error.cause, UserError):  # its own line, without the worker's traceback
                     raise error.cause from None
                 raise
-            if piece is None:
-                self._hosts[worker] = table
+            if work is None:
+                self._hosts[worker] = result
             else:
-                results.append((piece, table))
-                self.done += 1
                 self.per_host[self._hosts[worker]] += 1
-            self._next(worker)
-        return results
+                self._feed.give(work, result)  # first: at a barrier it decides whom the next slice is for
+            self._idle.append(worker)
+            self._hand_out()
 
-    def _next(self, worker: Any) -> None:
-        if self._waiting:
-            piece = self._waiting.popleft()
-            self._running[worker.score.remote(piece)] = (worker, piece)
+    def _hand_out(self) -> None:
+        while self._idle and (work := self._feed.take()) is not None:
+            worker = self._idle.pop()
+            self._running[worker.score.remote(work)] = (worker, work)
 
-    def _replace(self, worker: Any, piece: Slice | None, error: RayActorError) -> None:
-        index = None if piece is None else piece.index
+    def _replace(self, worker: Any, work: Work | None, error: RayActorError) -> None:
+        index = None if work is None else work.piece.index
         self._losses[index] += 1
         if self._losses[index] > self._allowed:
             what = "its start" if index is None else f"slice {index}"
@@ -233,6 +237,6 @@ class _Sweep:
                 f"{self._task.name}: {what} took down {self._losses[index]} workers: "
                 f"{' '.join(str(error).split())[:300]}"
             ) from None
-        if piece is not None:
-            self._waiting.appendleft(piece)
+        if work is not None:
+            self._feed.put_back(work)
         self.start(self._pool.replace(worker))

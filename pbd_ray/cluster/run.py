@@ -29,10 +29,11 @@ from pbd_ray.report.figures import draw_frontier
 from pbd_ray.report.rounds import depths_info, frontier_table, rounds_text
 from pbd_ray.search.controller import compress
 from pbd_ray.search.evaluation import detections_of, evaluate, headline_interval
+from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.in_process import fit_grid, in_process_steps
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.slices import plan_slices
-from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Slice, Steps, Summary, SweepTask
+from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Steps, Summary, SweepTask, Work
 from pbd_ray.search.summary import summary_to_json
 
 
@@ -153,11 +154,12 @@ def _test_rows(recipe: Recipe, split: Split, steps: Steps, model: Model) -> pa.T
     progress = throttled(recipe.execution.progress_seconds)
     tables: dict[int, pa.Table] = {}
 
-    def keep(piece: Slice, table: pa.Table) -> None:
-        tables[piece.index] = table
-        progress(f"test video {len(tables)} of {len(plan)}, {piece.videos[0]}: {table.num_rows} detections")
+    def keep(work: Work, table: pa.Table) -> None:
+        tables[work.piece.index] = table
+        first = work.piece.videos[0]
+        progress(f"test video {len(tables)} of {len(plan)}, {first}: {table.num_rows} detections")
 
-    steps.sweep(task, plan, keep)
+    steps.sweep(task, SliceFeed(plan, (), (), keep))
     return pa.concat_tables([tables[piece.index] for piece in plan])
 
 

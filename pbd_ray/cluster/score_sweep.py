@@ -16,7 +16,7 @@ from ray import tune
 
 from pbd_ray.cluster.candidate_trial import Board, CandidateTrial
 from pbd_ray.cluster.session import HEAD_RESOURCE
-from pbd_ray.compression.choice import CandidateScore
+from pbd_ray.compression.candidates import CandidateScore
 
 _TRIALS_AT_ONCE = 4
 """A trial is a process of its own that only waits: more at once would cost the workers their CPU.
@@ -28,15 +28,15 @@ class CandidateTrials:
     """Tune over the candidates of one sweep, in a thread; the driver publishes, the trials report."""
 
     def __init__(self, name: str, candidates: Sequence[int], storage: str) -> None:
-        self._candidates = tuple(candidates)
+        self._racing = tuple(candidates)
         self._board: Any = ray.remote(Board).options(num_cpus=0, resources={HEAD_RESOURCE: 0.001}).remote()
         trainable = tune.with_parameters(CandidateTrial, board=self._board)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {HEAD_RESOURCE: 0.001}),
-            param_space={"block": tune.grid_search(list(self._candidates))},
+            param_space={"block": tune.grid_search(list(candidates))},
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
-                max_concurrent_trials=min(_TRIALS_AT_ONCE, len(self._candidates)),
+                max_concurrent_trials=min(_TRIALS_AT_ONCE, len(candidates)),
                 trial_name_creator=lambda trial: _trial_name(name, trial.config["block"]),
                 trial_dirname_creator=lambda trial: _trial_name(name, trial.config["block"]),
             ),
@@ -51,27 +51,23 @@ class CandidateTrials:
         self._thread.start()
 
     def seen(self, fraction: float) -> None:
-        """All candidates have been scored on this share of the videos."""
-        self._publish({block: {"fraction": fraction} for block in self._candidates})
+        """All candidates still in the race have been scored on this share of the videos."""
+        self._publish({block: {"fraction": fraction} for block in self._racing})
 
-    def scored(self, scores: Sequence[CandidateScore]) -> None:
-        """Final scores; waits for the trials to report them and end."""
-        final: dict[int, dict[str, float]] = {
-            score.block: {
-                "fraction": 1.0,
-                "score": score.score,
-                "average_map": float("nan") if score.average_map is None else score.average_map,
-                "videos": score.videos,
-                "final": 1.0,
-            }
-            for score in scores
-            if score.block in self._candidates
-        }
-        self._end(final)
+    def scored(self, scores: Sequence[CandidateScore], final: bool) -> None:
+        """Scores so far; the trials of those whom racing has stopped end. Final ones end all, and are
+        waited for."""
+        told = {score.block: score for score in scores if score.block in self._racing}
+        news = {block: _told(score, final or score.stopped) for block, score in told.items()}
+        self._racing = tuple(block for block in self._racing if not (block in told and told[block].stopped))
+        if final:
+            self._end(news)
+        else:
+            self._publish(news)
 
     def abandon(self) -> None:
         """End the trials without scores: the sweep failed."""
-        self._end({block: {"fraction": 0.0, "final": 1.0} for block in self._candidates})
+        self._end({block: {"final": 1.0} for block in self._racing})
 
     def _end(self, final: dict[int, dict[str, float]]) -> None:
         self._publish(final)
@@ -80,6 +76,16 @@ class CandidateTrials:
 
     def _publish(self, news: dict[int, dict[str, Any]]) -> None:
         ray.get(self._board.publish.remote(news))
+
+
+def _told(score: CandidateScore, ends: bool) -> dict[str, float]:
+    news = {
+        "score": score.score,
+        "average_map": float("nan") if score.average_map is None else score.average_map,
+        "videos": score.videos,
+        "stopped": float(score.stopped),
+    }
+    return news | {"final": 1.0} if ends else news
 
 
 def _trial_name(name: str, block: int) -> str:

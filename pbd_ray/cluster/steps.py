@@ -6,17 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from pbd_ray.cluster.lr_sweep import sweep_learning_rates
 from pbd_ray.cluster.pool import ScoringPool
 from pbd_ray.cluster.score_sweep import CandidateTrials
-from pbd_ray.compression.choice import CandidateScore
+from pbd_ray.compression.candidates import CandidateScore
 from pbd_ray.compression.jobs import alignment_job, teacher_job
 from pbd_ray.config import Recipe, experiment_hash
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.source import local_source
-from pbd_ray.search.state import Alignment, AlignTask, Slice, Steps, SweepTask
+from pbd_ray.search.state import Alignment, AlignTask, Feed, Steps, SweepTask
 
 Say = Callable[[str], None]
 
@@ -50,25 +48,16 @@ class _Cluster:
         self._recipe, self._split, self._storage, self._say = recipe, split, storage, say
         self._trials: CandidateTrials | None = None
 
-    def sweep(
-        self, task: SweepTask, slices: Sequence[Slice], on_slice: Callable[[Slice, pa.Table], None]
-    ) -> Mapping[str, Any]:
+    def sweep(self, task: SweepTask, feed: Feed) -> Mapping[str, Any]:
         if task.candidates:
             self._trials = CandidateTrials(task.name, task.candidates, self._storage)
-        ended = 0
+        return self.pool.run(task, feed, self._say, self._trials.seen if self._trials else None)
 
-        def publish(piece: Slice, table: pa.Table) -> None:
-            nonlocal ended
-            on_slice(piece, table)
-            ended += 1
-            if self._trials is not None:
-                self._trials.seen(ended / len(slices))
-
-        return self.pool.run(task, slices, publish, self._say)
-
-    def scored(self, task: SweepTask, scores: Sequence[CandidateScore]) -> None:
-        if self._trials is not None:
-            self._trials.scored(scores)
+    def scored(self, task: SweepTask, scores: Sequence[CandidateScore], final: bool) -> None:
+        if self._trials is None:
+            return  # nothing was left to be scored
+        self._trials.scored(scores, final)
+        if final:
             self._trials = None
 
     def align(self, task: AlignTask) -> Alignment:

@@ -1,37 +1,14 @@
-"""From a sweep's rows to a score for every candidate, and from the scores to the block that goes."""
+"""From the scores of all candidates to the block that goes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from pbd_ray.compression.blocks import UNDROPPED
-from pbd_ray.config import Experiment, ScoringConfig
-from pbd_ray.data.annotations import Annotations
-from pbd_ray.data.video_classes import named, scored_against
-from pbd_ray.metrics.mean_ap import mean_average_precision, prepare_ground_truth
-
-Criterion = Literal["map", "train_loss", "mse"]
-
-
-@dataclass(frozen=True)
-class CandidateScore:
-    """What a round's sweep says of one candidate."""
-
-    block: int
-    """Original index; UNDROPPED for the student itself."""
-    score: float
-    """By the recipe's criterion: mAP (higher is better), train loss or mse (lower is better)."""
-    average_map: float | None
-    """Criterion map only."""
-    train_loss: float | None
-    """Criterion map: only where it was needed to break a tie."""
-    videos: int
+from pbd_ray.compression.candidates import CandidateScore
+from pbd_ray.config import ScoringConfig
 
 
 @dataclass(frozen=True)
@@ -41,49 +18,23 @@ class Choice:
     block: int
     tie: str | None
     """How a tie was broken, one sentence; None where there was none."""
-
-
-def candidate_scores(
-    table: pa.Table,
-    criterion: Criterion,
-    candidates: Sequence[int],
-    experiment: Experiment,
-    annotations: Annotations,
-) -> tuple[CandidateScore, ...]:
-    """Scores of all candidates of a sweep, ascending by block, the undropped student first (not for mse).
-
-    map: mAP on `annotations` (one ground truth, prepared once). train_loss and mse: mean over videos.
-
-    Args:
-        table: rows of `score_videos` for every video of `annotations`.
-        candidates: blocks that were scored; one may have no row, having detected nothing.
-    """
-    if criterion == "map":
-        return _map_scores(table, sorted({UNDROPPED, *candidates}), experiment, annotations)
-    means = table.group_by("candidate").aggregate([("value", "mean"), ("video", "count_distinct")])
-    return tuple(
-        CandidateScore(
-            block=row["candidate"],
-            score=row["value_mean"],
-            average_map=None,
-            train_loss=row["value_mean"] if criterion == "train_loss" else None,
-            videos=row["video_count_distinct"],
-        )
-        for row in means.sort_by("candidate").to_pylist()
-    )
+    near: tuple[int, ...] = ()
+    """Other blocks whose score is within `scoring.delta` of the chosen one's: ties for all that is known."""
 
 
 def choose_block(scores: Sequence[CandidateScore], scoring: ScoringConfig) -> Choice:
-    """The candidate that hurts least (design, section 2, scoring criteria).
+    """The candidate that hurts least, among those scored to the end (design, section 2, scoring criteria).
 
     Ties: for map the better average mAP, then the lower train loss where it was measured; then, for
     every criterion, the lower index. That also decides where all candidates score 0 mAP.
     """
-    candidates = [score for score in scores if score.block != UNDROPPED]
+    candidates = _finalists(scores)
     best = min(candidates, key=lambda score: _preference(score, scoring))
     first = _preference(best, scoring)[0]
     tied = [score for score in candidates if _preference(score, scoring)[0] == first]
-    return Choice(best.block, _explain(best, tied, scoring) if len(tied) > 1 else None)
+    near = (score.block for score in candidates if abs(score.score - best.score) <= scoring.delta)
+    tie = _explain(best, tied, scoring) if len(tied) > 1 else None
+    return Choice(best.block, tie, tuple(sorted(set(near) - {best.block})))
 
 
 def tied_on_map(scores: Sequence[CandidateScore], scoring: ScoringConfig) -> tuple[int, ...]:
@@ -93,26 +44,14 @@ def tied_on_map(scores: Sequence[CandidateScore], scoring: ScoringConfig) -> tup
     """
     if scoring.criterion != "map":
         return ()
-    candidates = [score for score in scores if score.block != UNDROPPED]
+    candidates = _finalists(scores)
     leader = min(_preference(score, scoring)[:2] for score in candidates)
     tied = tuple(score.block for score in candidates if _preference(score, scoring)[:2] == leader)
     return tied if len(tied) > 1 else ()
 
 
-def _map_scores(
-    table: pa.Table, blocks: Sequence[int], experiment: Experiment, annotations: Annotations
-) -> tuple[CandidateScore, ...]:
-    videos = [video.id for video in annotations.videos]
-    truth = scored_against(annotations)
-    num_classes = len(truth.classes)
-    ground_truth = prepare_ground_truth(truth.ground_truth(), num_classes, videos)
-    scores = []
-    for block in blocks:
-        detections = named(annotations, table.filter(pc.equal(table["candidate"], block)))
-        quality = mean_average_precision(ground_truth, detections, experiment.evaluation.tious, num_classes)
-        score = quality.at(experiment.scoring.map_tiou)
-        scores.append(CandidateScore(block, score, quality.average_map, None, len(videos)))
-    return tuple(scores)
+def _finalists(scores: Sequence[CandidateScore]) -> list[CandidateScore]:
+    return [score for score in scores if score.block != UNDROPPED and not score.stopped]
 
 
 def _preference(score: CandidateScore, scoring: ScoringConfig) -> tuple[float, float, float, int]:

@@ -186,6 +186,18 @@ class WeightedAP:
         return ap
 
 
+def mean_of_classes(ap: Floats) -> Floats:
+    """mAP of each weighting: (R, T, present classes) -> (R,), the mean over the classes that have an
+    instance in it, then over the thresholds; nan where none has."""
+    counted = ~np.isnan(ap)
+    classes = counted.sum(axis=2)
+    total = np.where(counted, ap, 0.0).sum(axis=2)
+    means: Floats = np.divide(total, classes, out=np.full(total.shape, np.nan), where=classes > 0).mean(
+        axis=1
+    )
+    return means
+
+
 def _interval(
     arms: tuple[Matches, ...],
     signs: Floats,
@@ -213,7 +225,7 @@ def _interval(
             missing = np.isnan(aps[0][:, 0])
             dropped += int(missing.sum())
             left = np.flatnonzero(~missing.all(axis=1))  # a replicate without any instance has no mAP
-            means = [np.nanmean(ap[left], axis=2).mean(axis=1) for ap in aps]
+            means = [mean_of_classes(ap[left]) for ap in aps]
             values.append(np.tensordot(signs, np.stack(means), axes=1))
         return np.concatenate(values), dropped
 

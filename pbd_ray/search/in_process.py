@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
 import torch
 
 from pbd_ray.compression.blocks import Model, to_detector
@@ -19,7 +18,7 @@ from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.source import VideoSource
 from pbd_ray.metrics.cost import measure_latency
-from pbd_ray.search.state import Alignment, AlignTask, Slice, Steps, SweepTask
+from pbd_ray.search.state import Alignment, AlignTask, Feed, Steps, SweepTask
 
 Say = Callable[[str], None]
 
@@ -33,9 +32,7 @@ def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say
     def detector(model: Model) -> Any:
         return to_detector(model, recipe.experiment.detector, num_classes).to(device)
 
-    def sweep(
-        task: SweepTask, slices: Sequence[Slice], on_slice: Callable[[Slice, pa.Table], None]
-    ) -> Mapping[str, Any]:
+    def sweep(task: SweepTask, feed: Feed) -> Mapping[str, Any]:
         job = ScoringJob(
             experiment=recipe.experiment,
             criterion=task.criterion,
@@ -47,8 +44,10 @@ def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say
         )
         student = detector(task.model)
         teacher = detector(task.teacher) if task.teacher is not None else None
-        for piece in slices:
-            on_slice(piece, score_videos(job, student, teacher, [videos[name] for name in piece.videos]))
+        while (work := feed.take()) is not None:
+            racing = replace(job, candidates=work.candidates)
+            wanted = [videos[name] for name in work.piece.videos]
+            feed.give(work, score_videos(racing, student, teacher, wanted))
         return {}
 
     def align(task: AlignTask) -> Alignment:

@@ -20,6 +20,10 @@ SCORE_SCHEMA = pa.schema(
         pa.field("average_map", pa.float64()),
         pa.field("train_loss", pa.float64()),
         pa.field("videos", pa.int32(), nullable=False),
+        pa.field("stopped", pa.bool_(), nullable=False),
+        pa.field("behind", pa.float64()),
+        pa.field("behind_low", pa.float64()),
+        pa.field("behind_high", pa.float64()),
     ]
 )
 """One row a candidate; block -1 is the undropped student."""
@@ -42,12 +46,12 @@ def plan_to_json(task: SweepTask, slices: Sequence[Slice]) -> dict[str, Any]:
         "subset": task.subset,
         "kept_blocks": list(task.model.kept_blocks),
         "candidates": list(task.candidates),
-        "slices": [{"index": piece.index, "videos": list(piece.videos)} for piece in slices],
+        "slices": [asdict(piece) | {"videos": list(piece.videos)} for piece in slices],
     }
 
 
 def slices_from_json(value: Mapping[str, Any]) -> tuple[Slice, ...]:
-    return tuple(Slice(piece["index"], tuple(piece["videos"])) for piece in value["slices"])
+    return tuple(Slice(piece["index"], tuple(piece["videos"]), piece["stage"]) for piece in value["slices"])
 
 
 def decision_to_json(decision: Decision) -> dict[str, Any]:
@@ -58,6 +62,7 @@ def decision_to_json(decision: Decision) -> dict[str, Any]:
         "dropped_block": decision.dropped_block,
         "kept_blocks": list(decision.kept_blocks),
         "tie": decision.tie,
+        "near": list(decision.near),
     }
 
 
@@ -69,6 +74,7 @@ def decision_from_json(value: Mapping[str, Any], scores: tuple[CandidateScore, .
         kept_blocks=tuple(value["kept_blocks"]),
         scores=scores,
         tie=value["tie"],
+        near=tuple(value["near"]),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ from pbd_ray.search.state import (
     Slice,
     SweepKind,
     SweepTask,
+    Work,
 )
 from pbd_ray.search.storage import LedgerError, Storage
 
@@ -52,15 +53,23 @@ class RoundFolder:
         names = [name.rpartition("/")[2] for name in self._slice_names(kind)]
         return frozenset(int(name.removesuffix(".parquet")) for name in names)
 
-    def write_slice(self, kind: SweepKind, piece: Slice, table: pa.Table) -> None:
-        self._write_table(f"{kind}/{piece.index:04d}.parquet", table)
+    def write_slice(self, kind: SweepKind, work: Work, table: pa.Table) -> None:
+        """The rows, and in the schema's metadata the candidates that they are of."""
+        facts = {"candidates": json.dumps(work.candidates)}
+        self._write_table(_slice_name(kind, work.piece.index), table, facts)
 
-    def read_slices(self, kind: SweepKind) -> pa.Table:
-        """All rows of a sweep, grouped by video in the order of ids.
+    def read_slices(self, kind: SweepKind, indices: Iterable[int] | None = None) -> pa.Table:
+        """Rows of a sweep, of all its slices or some, grouped by video in the order of ids.
 
-        A video lies in one slice, so how the sweep was sliced does not show.
+        A video lies in one slice, so how the sweep was sliced does not show. Slices of a race may hold
+        rows of candidates that were stopped while they were being scored.
         """
-        tables = [self.storage.read_table(name) for name in self._slice_names(kind)]
+        names = (
+            self._slice_names(kind)
+            if indices is None
+            else [f"{self.name}/{_slice_name(kind, index)}" for index in sorted(indices)]
+        )
+        tables = [self.storage.read_table(name).replace_schema_metadata(None) for name in names]
         return pa.concat_tables(tables).sort_by("video").combine_chunks()  # Arrow's sort is stable
 
     def write_decision(self, decision: Decision) -> None:
@@ -205,6 +214,10 @@ class RoundFolder:
     def _refuse_if_committed(self, name: str) -> None:
         if self.storage.exists(f"{self.name}/commit.json"):
             raise LedgerError(f"{self.storage.uri(self.name)} is committed: {name} cannot be written")
+
+
+def _slice_name(kind: SweepKind, index: int) -> str:
+    return f"{kind}/{index:04d}.parquet"
 
 
 def result_hash(round: int, parent: str, parts: Mapping[str, str]) -> str:

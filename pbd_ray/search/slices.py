@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,6 +41,25 @@ def plan_slices(videos: Sequence[Video], grid: GridConfig, count: int) -> tuple[
     return tuple(Slice(place, tuple(members[load[2]])) for place, load in enumerate(heaviest_first))
 
 
+def plan_stages(
+    videos: Sequence[Video], cuts: Sequence[int], grid: GridConfig, count: int
+) -> tuple[Slice, ...]:
+    """Slices of `videos`, whose order is the order of scoring, in stages that end after each of `cuts`
+    videos; at most `count` slices a stage. No cuts: one stage."""
+    plan: list[Slice] = []
+    for stage, (begin, end) in enumerate(pairwise((0, *cuts, len(videos)))):
+        for piece in plan_slices(videos[begin:end], grid, count):
+            plan.append(Slice(len(plan), piece.videos, stage))
+    return tuple(plan)
+
+
+def race_order(videos: Sequence[Video], seed: int, round: int) -> tuple[Video, ...]:
+    """The videos in a random order drawn by (seed, round), whatever order they come in."""
+    listed = sorted(videos, key=lambda video: video.id)
+    rng = np.random.default_rng(np.random.SeedSequence((seed, _ORDER, round)))
+    return tuple(listed[index] for index in rng.permutation(len(listed)))
+
+
 def scoring_videos(fit: Annotations, fraction: float, seed: int) -> Annotations:
     """The share of the fit videos that scores: the same ones in every round, drawn once by `seed`.
 
@@ -53,5 +73,5 @@ def scoring_videos(fit: Annotations, fraction: float, seed: int) -> Annotations:
     return fit.select([names[index] for index in sorted(drawn)])
 
 
-_DRAW = 0x51CE
-"""Keeps this draw apart from others made with the recipe's seed."""
+_DRAW, _ORDER = 0x51CE, 0x0D3
+"""Keep these draws apart from others made with the recipe's seed."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pbd_ray.compression.choice import candidate_scores, choose_block, tied_on_map
+from pbd_ray.compression.candidates import SweepRows, candidate_scores, compared
+from pbd_ray.compression.choice import choose_block, tied_on_map
 from pbd_ray.config import Recipe, ScoringConfig
-from pbd_ray.data.annotations import Split
+from pbd_ray.data.annotations import Annotations, Split
 from pbd_ray.search.evaluation import evaluate, interval_between
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.round_folder import RoundFolder
@@ -65,24 +66,27 @@ class Stages:
         else:
             choice, scores = self._choose(folder, student, teacher)
             kept = without_block(student, choice.block).kept_blocks
-            decision = Decision(folder.round, scoring.criterion, choice.block, kept, scores, choice.tie)
+            decision = Decision(
+                folder.round, scoring.criterion, choice.block, kept, scores, choice.tie, choice.near
+            )
         folder.write_decision(decision)
-        why = f" ({decision.tie})" if decision.tie else ""
-        self.report(f"{label(folder.round)}: drop block {decision.dropped_block}{why}")
+        self.report(f"{label(folder.round)}: drop block {decision.dropped_block}{_why(decision, scoring)}")
         return decision
 
     def _choose(
         self, folder: RoundFolder, student: Model, teacher: Model
     ) -> tuple[Choice, tuple[CandidateScore, ...]]:
         scoring, blocks = self.recipe.experiment.scoring, student.kept_blocks
-        scores = self._scores(folder, "scores", student, teacher, scoring.criterion, blocks)
+        sweep, scores = self._scores(folder, "scores", student, teacher, scoring.criterion, blocks)
         # mAP on training videos saturates: what it cannot tell apart is then told by the training loss.
         tied = tied_on_map(scores, scoring) if _saturated(scores, scoring) else ()
         if tied:
-            found = self._scores(folder, "tie", student, teacher, "train_loss", tied)
+            _, found = self._scores(folder, "tie", student, teacher, "train_loss", tied)
             losses = {score.block: score.score for score in found if score.block in tied}
             scores = tuple(replace(score, train_loss=losses.get(score.block)) for score in scores)
-        return choose_block(scores, scoring), scores
+        choice = choose_block(scores, scoring)
+        experiment = self.recipe.experiment
+        return choice, compared(scores, choice.block, sweep, experiment, self._scoring_videos)
 
     def align(self, folder: RoundFolder, decision: Decision, task: AlignTask) -> Model:
         """The student fine-tuned and merged; as it is where the recipe trains nothing."""
@@ -114,7 +118,7 @@ class Stages:
             return stored
         experiment, videos = self.recipe.experiment, self.split.test
         task = SweepTask(_name(folder, "evaluation"), folder.round, model, (), "map", "test")
-        rows = self._sweeper.rows(folder, "evaluation", task, videos)
+        rows = self._sweeper.rows(folder, "evaluation", task, videos).table
         teacher = None if folder.round == TEACHER_ROUND else self.ledger.teacher.read_slices("evaluation")
         evaluation = evaluate(
             videos, rows, teacher, experiment.evaluation, experiment.seed, model, self.cost(model)
@@ -142,7 +146,7 @@ class Stages:
         if margin is None:
             return None
         task = SweepTask(_name(folder, "selection"), folder.round, model, (), "map", "selection")
-        rows = self._sweeper.rows(folder, "selection", task, videos)
+        rows = self._sweeper.rows(folder, "selection", task, videos).table
         if folder.round == TEACHER_ROUND:
             return None
         teacher = self.ledger.teacher.read_slices("selection")
@@ -156,7 +160,7 @@ class Stages:
         teacher: Model,
         criterion: Criterion,
         candidates: tuple[int, ...],
-    ) -> tuple[CandidateScore, ...]:
+    ) -> tuple[SweepRows, tuple[CandidateScore, ...]]:
         experiment = self.recipe.experiment
         scoring = experiment.scoring
         # Only alignment terms look at the teacher; a sweep without them should not ship its weights.
@@ -170,11 +174,20 @@ class Stages:
             subset="fit",
             teacher=teacher if terms else None,
         )
-        videos = scoring_videos(self.split.fit, scoring.video_fraction, experiment.seed)
-        rows = self._sweeper.rows(folder, kind, task, videos)
-        scores = candidate_scores(rows, criterion, candidates, experiment, videos)
-        self.steps.scored(task, scores)
-        return scores
+        videos = self._scoring_videos
+
+        def watch(standing: SweepRows) -> None:
+            self.steps.scored(task, candidate_scores(standing, experiment, videos), False)
+
+        sweep = self._sweeper.rows(folder, kind, task, videos, watch if kind == "scores" else None)
+        scores = candidate_scores(sweep, experiment, videos)
+        self.steps.scored(task, scores, True)
+        return sweep, scores
+
+    @property
+    def _scoring_videos(self) -> Annotations:
+        experiment = self.recipe.experiment
+        return scoring_videos(self.split.fit, experiment.scoring.video_fraction, experiment.seed)
 
     @property
     def _sweeper(self) -> Sweeper:
@@ -183,6 +196,15 @@ class Stages:
 
 def _saturated(scores: tuple[CandidateScore, ...], scoring: ScoringConfig) -> bool:
     return any(score.block == UNDROPPED and score.score > scoring.saturation for score in scores)
+
+
+def _why(decision: Decision, scoring: ScoringConfig) -> str:
+    if decision.tie:
+        return f" ({decision.tie})"
+    if decision.near:
+        blocks = ", ".join(map(str, decision.near))
+        return f" (a tie with blocks {blocks}, within {scoring.delta:g}: the best score decides)"
+    return ""
 
 
 def _name(folder: RoundFolder, kind: SweepKind) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from pbd_ray.compression.blocks import UNDROPPED, Model, without_block
-from pbd_ray.compression.choice import CandidateScore, Choice, Criterion
+from pbd_ray.compression.candidates import CandidateScore, Criterion
+from pbd_ray.compression.choice import Choice
 
 __all__ = [
     "TEACHER_ROUND",
@@ -26,6 +27,7 @@ __all__ = [
     "Criterion",
     "Decision",
     "Evaluation",
+    "Feed",
     "Interval",
     "Model",
     "RoundRecord",
@@ -36,6 +38,7 @@ __all__ = [
     "SweepKind",
     "SweepTask",
     "Verdict",
+    "Work",
     "without_block",
 ]
 
@@ -53,6 +56,16 @@ class Slice:
 
     index: int
     videos: tuple[str, ...]
+    stage: int = 0
+    """Candidates may be stopped after a stage and are not scored in the next (racing)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A slice as it is handed out: with the candidates that were in the race then."""
+
+    piece: Slice
+    candidates: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +130,8 @@ class Decision:
     scores: tuple[CandidateScore, ...]
     tie: str | None
     """How a tie was broken, one sentence."""
+    near: tuple[int, ...] = ()
+    """Other blocks whose score is within `scoring.delta` of the dropped one's."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +207,32 @@ class Summary:
     """False once the run went on under other versions, threads or processors than it began with."""
 
 
-OnSlice = Callable[[Slice, pa.Table], None]
-Sweep = Callable[[SweepTask, Sequence[Slice], OnSlice], Mapping[str, Any] | None]
+class Feed(Protocol):
+    """Where a sweep's slices come from and where their rows go (`search/feed.py`); for one thread."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing is left to be scored; what is still being scored is not needed."""
+
+    @property
+    def remaining(self) -> int:
+        """Slices that are not scored, of all stages."""
+
+    @property
+    def seen(self) -> float:
+        """Share of the videos that is scored."""
+
+    def take(self) -> Work | None:
+        """The next slice with the candidates that are in the race now, or None while none may be begun."""
+
+    def put_back(self, work: Work) -> None:
+        """A slice that was taken and will not be given: it is the next of its stage."""
+
+    def give(self, work: Work, table: pa.Table) -> None:
+        """The rows of a slice; of one given twice the second are thrown away."""
+
+
+Sweep = Callable[[SweepTask, Feed], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -201,10 +240,11 @@ class Steps:
     """The expensive work, as plain callables: in this process or on a cluster."""
 
     sweep: Sweep
-    """Run the slices, in any order; hand each one's table to the callback in the caller's process.
+    """Score slices until the feed ends, in any order; give each one's table in the caller's process.
     May return measured facts (hosts, retries)."""
     align: Callable[[AlignTask], Alignment]
     latency: Callable[[Model], Mapping[str, float]]
     """Milliseconds of one window on a worker's resources."""
-    scored: Callable[[SweepTask, Sequence[CandidateScore]], None] = lambda task, scores: None
-    """Told the scores of a sweep with candidates, as soon as they are known; for those who watch."""
+    scored: Callable[[SweepTask, Sequence[CandidateScore], bool], None] = lambda task, scores, final: None
+    """Told the scores of a sweep with candidates at every barrier of a race, and, as final, at its end;
+    for those who watch."""

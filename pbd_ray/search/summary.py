@@ -30,7 +30,20 @@ def _round(record: RoundRecord) -> dict[str, Any]:
         "criterion": decision.criterion,
         "scores": {str(block): _finite(scores[block]) for block in sorted(scores) if block != UNDROPPED},
         "undropped_score": _finite(scores[UNDROPPED]) if UNDROPPED in scores else None,
+        "candidates": {
+            str(score.block): {
+                "score": _finite(score.score),
+                "videos": score.videos,
+                "stopped": score.stopped,
+                "behind": score.behind,
+                "behind_low": score.behind_low,
+                "behind_high": score.behind_high,
+            }
+            for score in sorted(decision.scores, key=lambda score: score.block)
+            if score.block != UNDROPPED
+        },
         "tie": decision.tie,
+        "near": list(decision.near),
         "lr": record.learning_rate,
         "epoch": record.epoch,
         **_evaluated(record),

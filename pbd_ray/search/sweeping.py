@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-
+from pbd_ray.compression.candidates import SweepRows
 from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Annotations
+from pbd_ray.search.feed import SliceFeed
+from pbd_ray.search.race import Verdict, is_raced, judge, plan_race, videos_by_stage, videos_of_arms
 from pbd_ray.search.round_folder import RoundFolder
 from pbd_ray.search.slices import plan_slices, slice_count
-from pbd_ray.search.state import TEACHER_ROUND, Slice, Sweep, SweepKind, SweepTask
+from pbd_ray.search.state import TEACHER_ROUND, Sweep, SweepKind, SweepTask
 
 Report = Callable[[str], None]
 """Takes one line of progress for a person to read."""
@@ -28,33 +29,73 @@ class Sweeper:
     sweep: Sweep
     report: Report
 
-    def rows(self, folder: RoundFolder, kind: SweepKind, task: SweepTask, videos: Annotations) -> pa.Table:
-        """All rows of a sweep over `videos`; only slices that are not on disk are run.
+    def rows(
+        self,
+        folder: RoundFolder,
+        kind: SweepKind,
+        task: SweepTask,
+        videos: Annotations,
+        watch: Callable[[SweepRows], None] | None = None,
+    ) -> SweepRows:
+        """The rows of a sweep over `videos`; only slices that are not on disk are run.
+
+        Candidates of a sweep that is `watch`ed race, where the recipe lets them.
+
+        Args:
+            watch: told at every barrier how those in the race stand, `stopped` being who leaves it.
 
         Raises:
             RuntimeError: the sweep ended with slices missing.
         """
+        experiment, count = self.recipe.experiment, slice_count(self.recipe.execution)
+        raced = watch is not None and is_raced(experiment, task.criterion)
         plan = folder.read_plan(kind)
         if plan is None:
-            grid = self.recipe.experiment.detector.grid
-            plan = plan_slices(videos.videos, grid, slice_count(self.recipe.execution))
+            if raced:
+                plan = plan_race(videos, experiment, folder.round, count)
+            else:
+                plan = plan_slices(videos.videos, experiment.detector.grid, count)
             folder.write_plan(kind, task, plan)
-        done = set(folder.slices_done(kind))
-        pending = [piece for piece in plan if piece.index not in done]
 
-        def on_slice(piece: Slice, table: pa.Table) -> None:
-            if piece.index not in done:  # a slice given out twice counts once
-                folder.write_slice(kind, piece, table)
-                done.add(piece.index)
+        def at_barrier(stage: int, alive: tuple[int, ...]) -> tuple[int, ...]:
+            assert watch is not None
+            names = seen[stage]
+            rows = folder.read_slices(kind, (piece.index for piece in plan if piece.stage <= stage))
+            standing = SweepRows(task.criterion, rows, dict.fromkeys(alive, names))
+            verdict = judge(standing, experiment, videos, folder.round, stage, of=len(seen) - 1)
+            self.report(barrier_line(folder.round, verdict, len(names), len(seen[-1])))
+            watch(replace(standing, stopped=frozenset(verdict.stopped)))
+            return tuple(block for block in alive if block not in verdict.stopped)
 
-        if pending:
-            self.report(f"{label(folder.round)}: {kind}, {len(pending)} of {len(plan)} slices to do")
-            with measuring(folder, kind, resumed=len(pending) < len(plan)) as measured:
-                measured |= self.sweep(task, pending, on_slice) or {}
-            missing = [piece.index for piece in plan if piece.index not in done]
-            if missing:  # an interrupted cluster run may end without an error
-                raise RuntimeError(f"sweep {task.name} ended without slices {missing}")
-        return folder.read_slices(kind)
+        seen = videos_by_stage(plan)
+        feed = SliceFeed(
+            plan,
+            task.candidates,
+            folder.slices_done(kind),
+            lambda work, table: folder.write_slice(kind, work, table),
+            at_barrier if raced else None,
+        )
+        if not feed.ended:
+            share = "" if feed.seen == 0 else f", {feed.seen:.0%} of them on record"
+            self.report(f"{label(folder.round)}: {kind}, {len(seen[-1])} videos{share}")
+            with measuring(folder, kind, resumed=feed.seen > 0) as measured:
+                measured |= self.sweep(task, feed) or {}
+            if not feed.ended:  # an interrupted cluster run may end without an error
+                raise RuntimeError(f"sweep {task.name} ended with {1 - feed.seen:.0%} of its videos missing")
+        return SweepRows(
+            task.criterion,
+            folder.read_slices(kind),
+            videos_of_arms(plan, feed.raced, task.candidates, undropped=task.criterion != "mse"),
+            frozenset(task.candidates) - frozenset(feed.alive),
+        )
+
+
+def barrier_line(round: int, verdict: Verdict, videos: int, of: int) -> str:
+    """A barrier for a person to read."""
+    best = next(lag.block for lag in verdict.lags if lag.behind == 0)
+    who = f"stops blocks {', '.join(map(str, verdict.stopped))}" if verdict.stopped else "stops none"
+    left = len(verdict.lags) - len(verdict.stopped)
+    return f"{label(round)}: race {who} after {videos} of {of} videos; {left} left, block {best} leads"
 
 
 @contextmanager

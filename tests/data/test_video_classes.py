@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pbd_ray.compression.blocks import UNDROPPED
-from pbd_ray.compression.choice import candidate_scores
+from pbd_ray.compression.candidates import SweepRows, candidate_scores
 from pbd_ray.config import ConfigError, Recipe, UserError, load_recipe
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Annotations, load_annotations
 from pbd_ray.data.json_file import AnnotationError
@@ -141,7 +141,8 @@ def test_candidates_are_scored_by_named_classes(write: Write) -> None:
     fit = load_split(recipe, print).fit
     ids = "".join(video.id for video in fit.videos)
     table = pa.concat_tables([detections(ids, UNDROPPED), detections(ids[:1], 3)])
-    scores = candidate_scores(table, "map", (3,), recipe.experiment, fit)
+    sweep = SweepRows("map", table, dict.fromkeys((3, UNDROPPED), tuple(ids)))
+    scores = candidate_scores(sweep, recipe.experiment, fit)
     # Every fit video is of a class of its own: with one of two found, half of the classes are.
     assert [score.block for score in scores] == [UNDROPPED, 3]
     assert scores[0].score == pytest.approx(1.0)

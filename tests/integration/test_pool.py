@@ -18,9 +18,10 @@ from pbd_ray.compression.jobs import initial_model
 from pbd_ray.config import Recipe, load_recipe
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.source import load_split, local_source
+from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.in_process import in_process_steps
 from pbd_ray.search.slices import plan_slices
-from pbd_ray.search.state import Slice, SweepTask
+from pbd_ray.search.state import Slice, SweepTask, Work
 
 pytestmark = pytest.mark.integration
 
@@ -60,7 +61,8 @@ def task(recipe: Recipe, split: Split) -> SweepTask:
 
 def sweep(pool: ScoringPool, task: SweepTask, plan: tuple[Slice, ...]) -> tuple[pa.Table, dict[str, object]]:
     tables: dict[int, pa.Table] = {}
-    facts = pool.run(task, plan, lambda piece, table: tables.update({piece.index: table}), lambda line: None)
+    feed = SliceFeed(plan, task.candidates, (), lambda work, table: tables.update({work.piece.index: table}))
+    facts = pool.run(task, feed, lambda line: None)
     return pa.concat_tables([tables[piece.index] for piece in plan]), facts
 
 
@@ -70,7 +72,7 @@ def expected(recipe: Recipe, split: Split, task: SweepTask) -> pa.Table:
     steps = in_process_steps(recipe, split, local_source(recipe), lambda line: None)
     tables: list[pa.Table] = []
     plan = plan_slices(split.fit.videos, recipe.experiment.detector.grid, 6)
-    steps.sweep(task, plan, lambda piece, table: tables.append(table))
+    steps.sweep(task, SliceFeed(plan, task.candidates, (), lambda work, table: tables.append(table)))
     return pa.concat_tables(tables).sort_by([("video", "ascending"), ("candidate", "ascending")])
 
 
@@ -95,12 +97,12 @@ def test_a_dead_workers_slice_is_done_again(
     plan = plan_slices(split.fit.videos, recipe.experiment.detector.grid, 6)
     tables: dict[int, pa.Table] = {}
 
-    def kill_once(piece: Slice, table: pa.Table) -> None:
+    def kill_once(work: Work, table: pa.Table) -> None:
         if not tables:
             os.kill(ray.get(pool.workers[0].process_id.remote()), signal.SIGKILL)
-        tables[piece.index] = table
+        tables[work.piece.index] = table
 
-    facts = pool.run(task, plan, kill_once, lambda line: None)
+    facts = pool.run(task, SliceFeed(plan, task.candidates, (), kill_once), lambda line: None)
     pool.release()
     rows = pa.concat_tables([tables[piece.index] for piece in plan])
     assert rows.sort_by([("video", "ascending"), ("candidate", "ascending")]) == expected

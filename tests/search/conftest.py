@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from pbd_ray.search.state import (
     AlignTask,
     CandidateScore,
     Cost,
+    Feed,
     Model,
-    Slice,
     Steps,
     Summary,
     SweepTask,
@@ -136,22 +136,23 @@ class World:
     """Every candidate detects everything: map scoring is saturated and tied."""
     slices: list[tuple[str, int]] = field(default_factory=list)
     """Slices that were handed over, in order."""
+    forks: int = 0
+    """(candidate, video) pairs that were scored."""
     tasks: list[SweepTask] = field(default_factory=list)
     aligned: list[AlignTask] = field(default_factory=list)
-    told: list[tuple[str, Sequence[CandidateScore]]] = field(default_factory=list)
+    told: list[tuple[str, Sequence[CandidateScore], bool]] = field(default_factory=list)
     timed: int = 0
     lines: list[str] = field(default_factory=list)
     latency_ms: Callable[[Model], float] = lambda model: 10.0 * len(model.kept_blocks)
 
-    def sweep(
-        self, task: SweepTask, slices: Sequence[Slice], on_slice: Callable[[Slice, pa.Table], None]
-    ) -> Mapping[str, Any]:
+    def sweep(self, task: SweepTask, feed: Feed) -> Mapping[str, Any]:
         self.tasks.append(task)
         part = getattr(self.split, task.subset)
-        for piece in slices:
-            made = self.rows(task, part.select(piece.videos))
-            on_slice(piece, made)
-            self.slices.append((task.name, piece.index))
+        while (work := feed.take()) is not None:
+            made = self.rows(replace(task, candidates=work.candidates), part.select(work.piece.videos))
+            feed.give(work, made)
+            self.slices.append((task.name, work.piece.index))
+            self.forks += len(work.candidates) * len(work.piece.videos)
         return {"hosts": ["here"]}
 
     def rows(self, task: SweepTask, part: Annotations) -> pa.Table:
@@ -187,9 +188,6 @@ class World:
         self.timed += 1
         return {"p50_ms": self.latency_ms(model), "p95_ms": 99.0 + self.timed}
 
-    def scored(self, task: SweepTask, scores: Sequence[CandidateScore]) -> None:
-        self.told.append((task.name, scores))
-
     def run(self, run_dir: str | Storage, teacher: Model | None = None) -> Summary:
         return compress(
             self.recipe,
@@ -199,7 +197,7 @@ class World:
                 self.sweep,
                 self.align,
                 self.latency,
-                scored=lambda task, scores: self.told.append((task.name, scores)),
+                scored=lambda task, scores, final: self.told.append((task.name, scores, final)),
             ),
             Ledger.open(run_dir, self.recipe),
             to_bundle=to_bundle,

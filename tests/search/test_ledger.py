@@ -9,7 +9,7 @@ import pytest
 from pbd_ray.search.environment import Environment, current_environment
 from pbd_ray.search.hashing import bytes_hash, table_hash
 from pbd_ray.search.ledger import Ledger, LedgerError
-from pbd_ray.search.state import Slice
+from pbd_ray.search.state import Slice, Work
 from pbd_ray.search.verify import verify
 
 
@@ -257,7 +257,7 @@ def test_committed_rounds_are_immutable(finished: Path) -> None:
         lambda: folder.write_decision(decision),
         lambda: folder.write_measured({}),
         lambda: folder.write_bundle({"config.json": b"", "model.safetensors": b""}),
-        lambda: folder.write_slice("scores", Slice(9, ()), folder.read_slices("scores")),
+        lambda: folder.write_slice("scores", Work(Slice(9, ()), ()), folder.read_slices("scores")),
         lambda: ledger.commit(1, "w"),
         lambda: ledger.teacher.write_measured({}),
     ]
