@@ -279,7 +279,7 @@ class RacingConfig(Section):
 
     error_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Chance in a round that the best candidate is stopped on the way."""
-    min_videos: Annotated[int, Field(ge=5)] = 20
+    min_videos: Annotated[int, Field(ge=5)] = 10
     """None is stopped before so many videos."""
     min_instances: Count = 5
     """None is stopped before so many instances of every class, or all there are of it."""

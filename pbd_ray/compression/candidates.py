@@ -63,10 +63,6 @@ class SweepRows:
     """The videos every arm counts on, by candidate; the undropped student is one but for mse."""
     stopped: frozenset[int] = frozenset()
 
-    def upto(self, blocks: Sequence[int], videos: tuple[str, ...]) -> SweepRows:
-        """The same rows, of some arms and videos."""
-        return replace(self, videos=dict.fromkeys(blocks, videos))
-
 
 def candidate_scores(
     sweep: SweepRows, experiment: Experiment, annotations: Annotations

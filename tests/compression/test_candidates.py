@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from pbd_ray.compression.blocks import UNDROPPED
-from pbd_ray.compression.candidates import CandidateScore, SweepRows, candidate_scores
+from pbd_ray.compression.candidates import (
+    CandidateScore,
+    SweepRows,
+    candidate_scores,
+    compared,
+    standings,
+)
 from pbd_ray.compression.scoring import CANDIDATE_DETECTION_SCHEMA, VALUE_SCHEMA
 from pbd_ray.config import DataConfig, EvaluationConfig, Experiment, ScoringConfig
 from pbd_ray.data.annotations import Annotations, Video
@@ -123,3 +131,103 @@ def test_value_scores(criterion: Any, undropped: bool) -> None:
         for block in sorted(values)
     ]
     assert list(scores) == expected
+
+
+def random_sweep(videos: int, skills: dict[int, float]) -> tuple[SweepRows, Annotations]:
+    """One instance a video; a candidate finds it with the chance of its skill, the same luck for all."""
+    rng = np.random.default_rng(7)
+    luck = rng.random((2, videos))
+    names = [f"v{index:02d}" for index in range(videos)]
+    made = [video(name, [(2.0, 6.0)], [0]) for name in names]
+    made.append(video("run", [(1.0, 2.0)], [1]))  # each class has an instance; nobody finds this one
+    listed = [
+        row
+        for block, skill in skills.items()
+        for index, name in enumerate(names)
+        for row in rows(
+            block, (name, *((2.0, 6.0) if luck[0, index] < skill else (9.0, 12.0)), 0, luck[1, index])
+        )
+    ]
+    table = pa.Table.from_pylist(listed, schema=CANDIDATE_DETECTION_SCHEMA)
+    ids = (*names, "run")
+    return SweepRows("map", table, dict.fromkeys(skills, ids)), Annotations(CLASSES, tuple(made))
+
+
+def test_distance_from_the_chosen_block_is_on_the_candidates_own_videos() -> None:
+    """Candidate 5 was stopped after eleven videos: the chosen one is scored on these, too."""
+    swept, annotations = random_sweep(30, {UNDROPPED: 0.95, 1: 0.9, 3: 0.5, 5: 0.3})
+    few = (*(f"v{index:02d}" for index in range(10)), "run")
+    swept = replace(swept, videos={**swept.videos, 5: few}, stopped=frozenset({5}))
+    given = candidate_scores(swept, experiment(), annotations)
+    assert [(score.block, score.videos, score.stopped) for score in given] == [
+        (UNDROPPED, 31, False),
+        (1, 31, False),
+        (3, 31, False),
+        (5, 11, True),
+    ]
+    found = {score.block: score for score in compared(given, 1, swept, experiment(), annotations)}
+    assert found[UNDROPPED].behind is None and found[1].behind is None
+
+    def quality(block: int, videos: tuple[str, ...]) -> float:
+        mine = swept.table.filter(pc.equal(swept.table["candidate"], block)).drop_columns("candidate")
+        truth = annotations.ground_truth()
+        return mean_average_precision(truth, mine, (0.5,), 2, videos=videos).map[0.5]
+
+    for block in (3, 5):
+        videos = swept.videos[block]
+        expected = quality(1, videos) - quality(block, videos)
+        assert found[block].behind == pytest.approx(expected)
+        assert 0 < found[block].behind_low < expected < found[block].behind_high
+
+
+def test_distance_of_losses() -> None:
+    """Mean of paired differences; the interval is about two standard errors wide on both sides."""
+    rng = np.random.default_rng(0)
+    names = tuple(f"v{index:03d}" for index in range(100))
+    base = rng.normal(5, 3, size=100)
+    losses = {UNDROPPED: base - 1, 2: base, 4: base + rng.normal(0.3, 1.0, size=100)}
+    table = pa.Table.from_pylist(
+        [
+            {"video": name, "candidate": block, "value": value}
+            for block, values in losses.items()
+            for name, value in zip(names, values, strict=True)
+        ],
+        schema=VALUE_SCHEMA,
+    ).take(rng.permutation(300))
+    swept = SweepRows("train_loss", table, dict.fromkeys(losses, names))
+    settings, annotations = experiment("train_loss"), ANNOTATIONS
+    found = compared(candidate_scores(swept, settings, annotations), 2, swept, settings, annotations)
+    far = next(score for score in found if score.block == 4)
+    differences = losses[4] - losses[2]
+    error = differences.std(ddof=1) / 10
+    assert far.behind == pytest.approx(differences.mean())
+    assert far.behind_low == pytest.approx(differences.mean() - 1.96 * error, abs=0.3 * error)
+    assert far.behind_high == pytest.approx(differences.mean() + 1.96 * error, abs=0.3 * error)
+
+
+def test_distance_from_a_loss_that_is_not_a_number() -> None:
+    rows_ = [
+        {"video": name, "candidate": block, "value": value}
+        for name in "ab"
+        for block, value in ((UNDROPPED, 1.0), (0, 2.0), (3, float("nan")))
+    ]
+    table = pa.Table.from_pylist(rows_, schema=VALUE_SCHEMA)
+    swept = SweepRows("train_loss", table, dict.fromkeys((UNDROPPED, 0, 3), ("a", "b")))
+    settings = experiment("train_loss")
+    found = compared(candidate_scores(swept, settings, ANNOTATIONS), 0, swept, settings, ANNOTATIONS)
+    assert [score.behind for score in found] == [None, None, None]
+
+
+@pytest.mark.parametrize("map_tiou", [0.5, "average"])
+def test_standings(map_tiou: Any) -> None:
+    """The best leads, by the recipe's threshold; the undropped student takes no part; draws are fixed."""
+    swept, annotations = random_sweep(30, {UNDROPPED: 1.0, 1: 0.5, 3: 0.9})
+    settings = experiment(map_tiou=map_tiou)
+    lags = standings(swept, settings, annotations, (1, 0))
+    assert [lag.block for lag in lags] == [1, 3]
+    assert lags[1].behind == 0 and lags[0].behind > 0.1
+    assert standings(swept, settings, annotations, (1, 0)) == lags
+    part = replace(swept, videos=dict.fromkeys((1, 3), (*swept.videos[1][:15], "run")))
+    other = standings(part, settings, annotations, (1, 0))
+    assert other[0].standard_error > 0 == lags[0].standard_error  # nothing is left to be seen of all
+    assert standings(part, settings, annotations, (1, 1)) != other

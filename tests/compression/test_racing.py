@@ -49,7 +49,7 @@ def test_no_barrier_before_every_class_has_been_seen(rare: dict[int, int], expec
     instances = np.stack([np.full(100, 3), np.zeros(100, dtype=np.int64)], axis=1)
     for video, count in rare.items():
         instances[video, 1] = count
-    assert barriers(instances, RacingConfig()) == expected
+    assert barriers(instances, RacingConfig(min_videos=20)) == expected
 
 
 def lag(block: int, p_value: float, behind: float = 1.0) -> Lag:
@@ -238,7 +238,7 @@ def test_racing_by_map_errs_no_more_often_than_stated(
 def test_racing_by_loss_errs_no_more_often_than_stated(gap: float, skew: bool) -> None:
     races, candidates, videos, errors, stopped = 1000, 8, 100, 0, 0
     cuts = barriers(np.full((videos, 1), 5), RACE)
-    assert cuts == (20, 40, 80)
+    assert cuts == (10, 20, 40, 80)
     rng = np.random.default_rng(0)
     for _ in range(races):
         noise = rng.normal(size=(candidates, videos))
