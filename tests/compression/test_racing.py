@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
 from pbd_ray.compression.racing import Lag, barriers, beyond_doubt, loss_lags, map_lags
 from pbd_ray.config import RacingConfig
-from pbd_ray.data.annotations import DETECTION_SCHEMA, GROUND_TRUTH_SCHEMA
-from pbd_ray.metrics.mean_ap import match_detections, mean_average_precision, prepare_ground_truth
+from pbd_ray.data.annotations import DETECTION_SCHEMA
+from pbd_ray.metrics.mean_ap import mean_average_precision
 
-Floats = npt.NDArray[np.float64]
+RACE = RacingConfig(error_rate=0.05)
+DELTA = 0.005
+
+
+def load_simulation() -> Any:
+    """The benchmark's simulated candidates: benchmarks are scripts, not a package."""
+    script = Path(__file__).parents[2] / "benchmarks" / "simulated_races.py"
+    spec = importlib.util.spec_from_file_location("simulated_races", script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+SIMULATION = load_simulation()
 
 
 @pytest.mark.parametrize(
@@ -110,55 +127,9 @@ def test_losses_that_are_not_numbers() -> None:
     assert beyond_doubt(loss_lags({0: broken, 1: broken}, 10), 0.05) == ()
 
 
-class Detections:
-    """Simulated detections: every instance is found with a chance and a score that depend on the video."""
-
-    def __init__(self, rng: np.random.Generator, videos: int, skills: list[float], spread: float) -> None:
-        self.names = [f"v{index:03d}" for index in range(videos)]
-        counts = rng.integers(1, 5, size=videos)
-        video = np.repeat(np.arange(videos), counts)
-        start = np.concatenate([np.arange(count) * 10.0 for count in counts])
-        label = rng.integers(0, 2, size=len(video))
-        self.truth = pa.table(
-            [pa.array(self.names).take(video), start, start + 5, label.astype(np.int32)],
-            schema=GROUND_TRUTH_SCHEMA,
-        )
-        ease, twist = rng.normal(size=videos), rng.normal(size=(len(skills), videos))
-        self.arms: dict[int, pa.Table] = {}
-        luck = rng.random((2, len(video)))
-        for block, skill in enumerate(skills):
-            chance = 1 / (1 + np.exp(-(skill + ease + spread * twist[block])))[video]
-            hit = luck[0] < chance
-            # A miss is a detection that lies beside its instance; scores say little of which is which.
-            shift, score = np.where(hit, 0.3, 4.0), np.clip(0.5 + 0.2 * hit + 0.3 * (luck[1] - 0.5), 0, 1)
-            columns = [pa.array(self.names).take(video), start + shift, start + shift + 5, label, score]
-            self.arms[block] = pa.table(columns, schema=DETECTION_SCHEMA)
-
-    def matches(self, block: int, videos: list[str]) -> Any:
-        truth = prepare_ground_truth(self.truth, 2, videos)
-        return match_detections(truth, self.arms[block], (0.5,))
-
-    def exhaustive(self, block: int) -> float:
-        quality = mean_average_precision(self.truth, self.arms[block], (0.5,), 2, videos=self.names)
-        return quality.map[0.5]
-
-
-def race_by_map(made: Detections, config: RacingConfig, seed: int) -> list[int]:
-    """Candidates that are left; the videos are in random order already."""
-    counts = np.ones((len(made.names), 2), dtype=np.int64) * 5
-    cuts = barriers(counts, config)
-    alive = sorted(made.arms)
-    for barrier, cut in enumerate(cuts):
-        arms = {block: made.matches(block, made.names[:cut]) for block in alive}
-        rng = np.random.default_rng((seed, barrier))
-        lags = map_lags(arms, 0.5, len(made.names), rng, config.replicates)
-        alive = [block for block in alive if block not in beyond_doubt(lags, config.error_rate / len(cuts))]
-    return alive
-
-
 def test_map_lags_against_whole_evaluations() -> None:
     """The lag is the difference of two evaluations; its error that of many, each of m of the n videos."""
-    made = Detections(np.random.default_rng(0), 60, [0.5, 1.0, 1.2], spread=0.5)
+    made = SIMULATION.Detections(np.random.default_rng(0), 60, [0.5, 1.0, 1.2], twist=0.5)
     seen, total = made.names[:24], 60
     arms = {block: made.matches(block, seen) for block in made.arms}
     lags = map_lags(arms, 0.5, total, np.random.default_rng(1), replicates=4000)
@@ -180,7 +151,7 @@ def test_map_lags_against_whole_evaluations() -> None:
 
 
 def test_no_doubt_is_left_when_nearly_all_is_seen() -> None:
-    made = Detections(np.random.default_rng(3), 40, [1.0, 1.05], spread=0.5)
+    made = SIMULATION.Detections(np.random.default_rng(3), 40, [1.0, 1.05], twist=0.5)
     errors = []
     for cut in (10, 20, 39):
         arms = {block: made.matches(block, made.names[:cut]) for block in made.arms}
@@ -193,7 +164,7 @@ def test_no_doubt_is_left_when_nearly_all_is_seen() -> None:
 
 def test_one_video_that_differs_is_not_beyond_doubt() -> None:
     """It is in most subsamples: their tail would be certain, Student's is not."""
-    made = Detections(np.random.default_rng(4), 40, [2.0, 2.0], spread=0.0)
+    made = SIMULATION.Detections(np.random.default_rng(4), 40, [2.0, 2.0], twist=0.0)
     rows = made.arms[0].to_pylist()
     spoiled = [row | ({"start": 90.0, "end": 95.0} if row["video"] == "v003" else {}) for row in rows]
     made.arms[1] = pa.Table.from_pylist(spoiled, schema=DETECTION_SCHEMA)
@@ -203,34 +174,13 @@ def test_one_video_that_differs_is_not_beyond_doubt() -> None:
     assert worse.p_value > 0.05
 
 
-RACE = RacingConfig(error_rate=0.05)
-DELTA = 0.005
-
-
-@pytest.mark.parametrize(
-    ("skills", "spread", "saves"),
-    [
-        ([1.0, 1.0, 1.02, 0.98, 1.0], 0.3, False),  # near-ties
-        ([1.0, 1.1, 0.9, 1.2, 1.15], 0.5, False),
-        ([2.5, 2.5, 2.6, 1.5, 0.5], 0.3, True),  # saturated, with losers
-        ([1.2, -1.0, -0.5, -1.5, -1.2], 0.3, True),
-    ],
-    ids=["near ties", "close", "some losers", "clear losers"],
-)
-def test_racing_by_map_errs_no_more_often_than_stated(
-    skills: list[float], spread: float, saves: bool
-) -> None:
+@pytest.mark.parametrize("scenario", SIMULATION.SCENARIOS, ids=lambda scenario: scenario.name)
+def test_racing_by_map_errs_no_more_often_than_stated(scenario: Any) -> None:
     """How often what is left lies more than delta below the exhaustively best candidate."""
-    races, errors, stopped = 200, 0, 0
-    for seed in range(races):
-        made = Detections(np.random.default_rng(seed), 60, skills, spread)
-        exact = [made.exhaustive(block) for block in made.arms]
-        left = race_by_map(made, RACE, seed)
-        errors += max(exact[block] for block in left) < max(exact) - DELTA
-        stopped += len(skills) - len(left)
-    assert errors <= RACE.error_rate * races
-    if saves:
-        assert stopped >= races
+    found = SIMULATION.simulate(scenario, RACE, delta=DELTA, races=200)
+    assert found.errors <= RACE.error_rate * 200
+    if "losers" in scenario.name:
+        assert found.videos_share < 0.75
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.02, 0.1, 1.0])
