@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.simulated_races import SCENARIOS, Detections, Scenario, simulate
 from pbd_ray.compression.racing import Lag, barriers, beyond_doubt, loss_lags, map_lags
 from pbd_ray.config import RacingConfig
 from pbd_ray.data.annotations import DETECTION_SCHEMA
@@ -20,20 +17,6 @@ from pbd_ray.metrics.mean_ap import mean_average_precision
 
 RACE = RacingConfig(error_rate=0.05)
 DELTA = 0.005
-
-
-def load_simulation() -> Any:
-    """The benchmark's simulated candidates: benchmarks are scripts, not a package."""
-    script = Path(__file__).parents[2] / "benchmarks" / "simulated_races.py"
-    spec = importlib.util.spec_from_file_location("simulated_races", script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-SIMULATION = load_simulation()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +112,7 @@ def test_losses_that_are_not_numbers() -> None:
 
 def test_map_lags_against_whole_evaluations() -> None:
     """The lag is the difference of two evaluations; its error that of many, each of m of the n videos."""
-    made = SIMULATION.Detections(np.random.default_rng(0), 60, [0.5, 1.0, 1.2], twist=0.5)
+    made = Detections(np.random.default_rng(0), 60, [0.5, 1.0, 1.2], twist=0.5)
     seen, total = made.names[:24], 60
     arms = {block: made.matches(block, seen) for block in made.arms}
     lags = map_lags(arms, 0.5, total, np.random.default_rng(1), replicates=4000)
@@ -151,7 +134,7 @@ def test_map_lags_against_whole_evaluations() -> None:
 
 
 def test_no_doubt_is_left_when_nearly_all_is_seen() -> None:
-    made = SIMULATION.Detections(np.random.default_rng(3), 40, [1.0, 1.05], twist=0.5)
+    made = Detections(np.random.default_rng(3), 40, [1.0, 1.05], twist=0.5)
     errors = []
     for cut in (10, 20, 39):
         arms = {block: made.matches(block, made.names[:cut]) for block in made.arms}
@@ -164,7 +147,7 @@ def test_no_doubt_is_left_when_nearly_all_is_seen() -> None:
 
 def test_one_video_that_differs_is_not_beyond_doubt() -> None:
     """It is in most subsamples: their tail would be certain, Student's is not."""
-    made = SIMULATION.Detections(np.random.default_rng(4), 40, [2.0, 2.0], twist=0.0)
+    made = Detections(np.random.default_rng(4), 40, [2.0, 2.0], twist=0.0)
     rows = made.arms[0].to_pylist()
     spoiled = [row | ({"start": 90.0, "end": 95.0} if row["video"] == "v003" else {}) for row in rows]
     made.arms[1] = pa.Table.from_pylist(spoiled, schema=DETECTION_SCHEMA)
@@ -174,10 +157,10 @@ def test_one_video_that_differs_is_not_beyond_doubt() -> None:
     assert worse.p_value > 0.05
 
 
-@pytest.mark.parametrize("scenario", SIMULATION.SCENARIOS, ids=lambda scenario: scenario.name)
-def test_racing_by_map_errs_no_more_often_than_stated(scenario: Any) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_racing_by_map_errs_no_more_often_than_stated(scenario: Scenario) -> None:
     """How often what is left lies more than delta below the exhaustively best candidate."""
-    found = SIMULATION.simulate(scenario, RACE, delta=DELTA, races=200)
+    found = simulate(scenario, RACE, delta=DELTA, races=200)
     assert found.errors <= RACE.error_rate * 200
     if "losers" in scenario.name:
         assert found.videos_share < 0.75
