@@ -161,7 +161,7 @@ def detections_of_proposals(
     else:
         seconds = np.concatenate([proposal.segments_seconds for proposal in pooled])
         segments, scores, labels = suppress(seconds, scores, labels, postprocess)
-    return _table(pa.array([videos.pop()] * len(scores), pa.string()), segments, labels, scores)
+    return _table(pa.repeat(pa.scalar(videos.pop(), pa.string()), len(scores)), segments, labels, scores)
 
 
 def _table(
