@@ -159,7 +159,7 @@ def _detections(job: ScoringJob, student: Detector, batches: Iterator[WindowBatc
     for batch in batches:
         outputs = fused_outputs(student, batch.to(job.device), job.candidates, together=job.candidate_batch)
         for candidate, output in outputs:
-            proposals[candidate].extend(decode(output, batch.windows, config.grid, config.postprocess))
+            proposals[candidate].extend(decode(output, batch.windows, config.postprocess))
     tables = []
     for candidate, pooled in proposals.items():
         table = detections_of_proposals(pooled, config.grid, config.postprocess)
@@ -226,5 +226,5 @@ def detect_video(
         for batch in inference_batches(source, video, config.grid, window_batch):
             batch = batch.to(device)
             output = student(batch.frames, batch.mask)
-            proposals.extend(decode(output, batch.windows, config.grid, config.postprocess))
+            proposals.extend(decode(output, batch.windows, config.postprocess))
     return detections_of_proposals(proposals, config.grid, config.postprocess)

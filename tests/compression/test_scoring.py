@@ -186,7 +186,7 @@ def naive_detections(detector: Detector, job: ScoringJob, videos: Sequence[Any])
         for batch in load_inference_batches(video, job.source.data_root, config.grid, job.window_batch):
             with torch.inference_mode():
                 output = detector(batch.frames, batch.mask)
-            pooled += decode(output, batch.windows, config.grid, config.postprocess)
+            pooled += decode(output, batch.windows, config.postprocess)
         tables.append(detections_of_proposals(pooled, config.grid, config.postprocess))
     return tables
 
