@@ -66,6 +66,7 @@ print(json.dumps([before, peak, batch_bytes, len(set(table["candidate"].to_pylis
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_peak_memory_does_not_grow_with_candidates(tiny_recipe: str, video_cache: Path) -> None:
     settings = load_recipe(tiny_recipe, OVERRIDES).experiment.data.synthetic
