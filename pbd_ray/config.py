@@ -447,9 +447,21 @@ class Execution(Section):
     """None: as many as the cluster's free resources hold."""
     window_batch: Count = 4
     """Windows of one video in one forward pass."""
+    candidate_batch: Count = 1
+    """Candidates whose streams run through the student's blocks as one batch; more than 1 on GPUs only."""
     task_retries: Annotated[int, Field(ge=0)] = 2
     resource_wait_seconds: Positive = 600.0
     progress_seconds: Positive = 10.0
+
+    @property
+    def decoding_threads(self) -> int:
+        """Threads of a scoring worker that decode ahead: what torch leaves of the worker's CPUs.
+
+        A worker of one CPU decodes in line, as a second thread would only take what the first one uses.
+        Beside a GPU there is always one: the thread that runs torch mostly waits there.
+        """
+        left = int(self.cpus_per_worker) - self.threads_per_worker
+        return max(1 if self.device == "cuda" else 0, left)
 
 
 class Recipe(Section):
@@ -464,6 +476,16 @@ class Recipe(Section):
             raise ValueError("execution.gpus_per_worker is set but execution.device is cpu")
         if self.execution.device == "cuda" and not self.execution.gpus_per_worker:
             raise ValueError("execution.device is cuda but execution.gpus_per_worker is 0")
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_share_a_batch_on_gpus_only(self) -> Recipe:
+        execution = self.execution
+        if execution.device == "cpu" and execution.candidate_batch > 1:
+            raise ValueError(
+                f"execution.candidate_batch {execution.candidate_batch} must be 1 where execution.device is "
+                "cpu: scores on CPU are equal bit for bit whichever candidates are alive"
+            )
         return self
 
     @model_validator(mode="after")

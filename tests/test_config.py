@@ -16,6 +16,7 @@ import yaml
 from pbd_ray.config import (
     ConfigError,
     DataConfig,
+    Execution,
     Experiment,
     Recipe,
     differences,
@@ -321,6 +322,8 @@ def test_override_reaches_a_section_the_file_leaves_out(tmp_path: Path) -> None:
         ("data.source=files", "data.synthetic goes with data.source=synthetic, and only with it"),
         ("gpus_per_worker=1", "execution.gpus_per_worker is set but execution.device is cpu"),
         ("device=cuda", "execution.device is cuda but execution.gpus_per_worker is 0"),
+        ("candidate_batch=2", "execution.candidate_batch 2 must be 1 where execution.device is cpu"),
+        ("candidate_batch=0", "execution.candidate_batch: Input should be greater than or equal to 1"),
     ],
 )
 def test_refused_override_says_what_and_where(small: str, override: str, message: str) -> None:
@@ -417,6 +420,7 @@ def test_hash_is_the_same_in_another_process(small: str) -> None:
         ("max_workers=64", True),
         ("backend=local", True),
         ("threads_per_worker=4", True),
+        ("cpus_per_worker=3", True),
         ("seed=1", False),
         ("name=other", False),
         ("alignment.feature_weight=0.5", False),
@@ -452,3 +456,31 @@ def test_max_drops_is_a_quarter_of_the_depth(small: str) -> None:
         raw = copy.deepcopy(load_recipe(small).experiment.model_dump())
         raw["detector"]["backbone"]["depth"] = depth
         assert Experiment.model_validate(raw).max_drops == drops
+
+
+@pytest.mark.parametrize(
+    ("device", "cpus", "threads", "decoding"),
+    [
+        ("cpu", 1, 1, 0),
+        ("cpu", 0.66, 1, 0),
+        ("cpu", 2, 1, 1),
+        ("cpu", 2.5, 1, 1),
+        ("cpu", 8, 5, 3),
+        ("cpu", 2, 4, 0),
+        ("cuda", 1, 1, 1),
+        ("cuda", 7, 7, 1),
+        ("cuda", 7, 4, 3),
+    ],
+)
+def test_decoding_threads_are_what_torch_leaves(
+    device: str, cpus: float, threads: int, decoding: int
+) -> None:
+    execution = Execution.model_validate(
+        {"device": device, "cpus_per_worker": cpus, "threads_per_worker": threads}
+    )
+    assert execution.decoding_threads == decoding
+
+
+def test_candidates_share_a_batch_on_gpus(small: str) -> None:
+    recipe = load_recipe(small, ["device=cuda", "gpus_per_worker=1", "candidate_batch=6"])
+    assert recipe.execution.candidate_batch == 6

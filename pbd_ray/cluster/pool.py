@@ -66,6 +66,8 @@ class ScoringWorker:
             round=task.round,
             source=self._source,
             window_batch=spec.recipe.execution.window_batch,
+            candidate_batch=spec.recipe.execution.candidate_batch,
+            decoding_threads=spec.recipe.execution.decoding_threads,
             device=self._device,
         )
         self._student = self._detector(student)

@@ -5,6 +5,8 @@ Every draw holds for all frames of a clip, so that motion stays what it was.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,6 +14,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from pbd_ray.config import GridConfig
+
+_GENERATOR = threading.Lock()
 
 
 def inference_clip(frames: npt.NDArray[np.uint8], grid: GridConfig) -> torch.Tensor:
@@ -28,12 +32,12 @@ def training_clip(frames: npt.NDArray[np.uint8], grid: GridConfig, seed: int) ->
 
     full: random resized crop, flip, RandAugment, colour jitter. flip: centre crop, flip. none: centre crop.
 
-    torchvision draws from torch's global CPU generator: it is set for the call and put back after it, so
-    no two threads may augment, or augment and train, at the same time.
+    torchvision draws from torch's global CPU generator: it is set for the call and put back after it.
+    Threads that augment take turns; no other thread may draw from it (train) meanwhile.
     """
     if grid.augmentation == "none":
         return inference_clip(frames, grid)
-    with torch.random.fork_rng(devices=[]):
+    with _GENERATOR, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would seed the GPUs' generators too, which are not put back.
         torch.default_generator.manual_seed(seed)
         clip: torch.Tensor = _transforms(grid)(_covering(frames, grid.crop_pixels))

@@ -2,7 +2,7 @@
 
 One .npy file a video and size, holding the frames that the grid can ever ask for. The cache never
 evicts: epochs read videos in cycles, where keeping the first that fit beats throwing out the oldest.
-Files are written under a temporary name and renamed, so processes of a node share them safely.
+Files are written under a temporary name and renamed, so processes and threads of a node share them safely.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class FrameCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._used_bytes() + int(np.prod(shape)) > self.budget_bytes:
             return False
-        part = file.with_suffix(f".{os.getpid()}.part")
+        part = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         try:
             frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
             for start in range(0, len(wanted), _CHUNK_FRAMES):

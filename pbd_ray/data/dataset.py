@@ -31,11 +31,16 @@ class WindowBatch:
     """Per window int64 (n,)."""
     windows: tuple[Window, ...]
 
+    def pinned(self) -> WindowBatch:
+        """The batch with its frames in page-locked memory, from where they get to a GPU beside compute."""
+        return replace(self, frames=self.frames.pin_memory())
+
     def to(self, device: torch.device) -> WindowBatch:
-        """The batch with its tensors on `device`."""
+        """The batch with its tensors on `device`. Pinned frames are still on their way to a GPU when it
+        returns: what is asked of the GPU later waits for them."""
         return replace(
             self,
-            frames=self.frames.to(device),
+            frames=self.frames.to(device, non_blocking=device.type == "cuda"),
             mask=self.mask.to(device),
             segments=tuple(segments.to(device) for segments in self.segments),
             labels=tuple(labels.to(device) for labels in self.labels),
@@ -74,6 +79,7 @@ def load_inference_batches(
             parts.append(inference_clip(reader.read(fresh), grid))
         held = np.concatenate([held[kept], fresh])
         pixels = torch.cat(parts, dim=1)
+        del parts  # else they stay while the batch is in use
         order = np.argsort(held)
         places = [order[np.searchsorted(held, window.frame_indices, sorter=order)] for window in group]
         yield _batch([pixels[:, torch.from_numpy(place)] for place in places], group, grid)

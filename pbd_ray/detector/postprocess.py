@@ -38,19 +38,22 @@ VOTING_ELEMENTS = 4_000_000
 class WindowProposals:
     """What one window proposes before suppression, best score first.
 
-    segments_steps (n, 2) float32 on the feature grid, not clipped; segments_seconds (n, 2) float64
-    in the video, clipped to [0, duration]; labels (n,) int32; scores (n,) float32 in [0, 1].
+    segments_steps (n, 2) float32 on the feature grid, not clipped; labels (n,) int32; scores (n,) float32
+    in [0, 1]. No more than this, as scoring keeps it of every candidate and window until a video's end.
     """
 
     window: Window
     segments_steps: Floats
-    segments_seconds: Doubles
     labels: npt.NDArray[np.int32]
     scores: Floats
 
+    def segments_seconds(self, grid: GridConfig) -> Doubles:
+        """(n, 2) float64 in the video, clipped to [0, duration]."""
+        return _clipped_seconds(self.segments_steps.astype(np.float64), self.window, grid)
+
 
 def decode(
-    output: DetectorOutput, windows: Sequence[Window], grid: GridConfig, postprocess: PostprocessConfig
+    output: DetectorOutput, windows: Sequence[Window], postprocess: PostprocessConfig
 ) -> tuple[WindowProposals, ...]:
     """Proposals of each window of a batch (design, section 2: threshold, then the window's top).
 
@@ -80,12 +83,10 @@ def decode(
         centre, stride = points[point, 0], points[point, 3]
         start = centre - offsets[row, point, 0] * stride
         end = centre + offsets[row, point, 1] * stride
-        steps = np.stack((start, end), axis=1)
         proposals.append(
             WindowProposals(
                 window=window,
-                segments_steps=steps,
-                segments_seconds=_clipped_seconds(steps.astype(np.float64), window, grid),
+                segments_steps=np.stack((start, end), axis=1),
                 labels=label.astype(np.int32),
                 scores=scores[row].reshape(-1)[chosen],
             )
@@ -139,7 +140,7 @@ def detections_of_video(
     pooled: list[WindowProposals] = []
     for output, windows in outputs:
         assert output.logits.shape[-1] == num_classes, f"{output.logits.shape[-1]} classes, not {num_classes}"
-        pooled.extend(decode(output, windows, grid, postprocess))
+        pooled.extend(decode(output, windows, postprocess))
     return detections_of_proposals(pooled, grid, postprocess)
 
 
@@ -159,9 +160,9 @@ def detections_of_proposals(
         steps, scores, labels = suppress(pooled[0].segments_steps, scores, labels, postprocess)
         segments = _clipped_seconds(steps, pooled[0].window, grid)
     else:
-        seconds = np.concatenate([proposal.segments_seconds for proposal in pooled])
+        seconds = np.concatenate([proposal.segments_seconds(grid) for proposal in pooled])
         segments, scores, labels = suppress(seconds, scores, labels, postprocess)
-    return _table(pa.array([videos.pop()] * len(scores), pa.string()), segments, labels, scores)
+    return _table(pa.repeat(pa.scalar(videos.pop(), pa.string()), len(scores)), segments, labels, scores)
 
 
 def _table(

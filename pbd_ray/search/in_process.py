@@ -40,6 +40,8 @@ def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say
             round=task.round,
             source=source,
             window_batch=recipe.execution.window_batch,
+            candidate_batch=recipe.execution.candidate_batch,
+            decoding_threads=recipe.execution.decoding_threads,
             device=device,
         )
         student = detector(task.model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
+import gc
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ from pbd_ray.compression.scoring import (
     fused_outputs,
     score_videos,
 )
-from pbd_ray.config import DetectorConfig, Recipe
+from pbd_ray.config import DetectorConfig, Recipe, UserError
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.dataset import WindowBatch, load_inference_batches, load_training_batch
 from pbd_ray.data.source import VideoSource
@@ -112,29 +113,70 @@ def test_block_forwards(
         assert len(calls) == n * (n - 1) // 2 + n
 
 
-def test_two_token_tensors_at_a_time(
+@pytest.mark.parametrize("together", [2, 3, len(KEPT)])
+@pytest.mark.parametrize("candidates", SUBSETS, ids=str)
+def test_candidates_together(
+    subnet: Callable[[int], Detector],
+    make_batch: Callable[..., WindowBatch],
+    candidates: tuple[int, ...],
+    together: int,
+) -> None:
+    """The outputs of one by one, in fewer and larger block forwards."""
+    student, batch = subnet(UNDROPPED), make_batch(3)
+    calls = count_block_forwards(student)
+    with torch.inference_mode():
+        alone = dict(fused_outputs(student, batch, candidates, with_block_outputs=True))
+        alone_calls = len(calls)
+        calls.clear()
+        stacked = dict(fused_outputs(student, batch, candidates, with_block_outputs=True, together=together))
+    assert list(stacked) == list(alone)
+    for candidate, output in stacked.items():
+        expected = alone[candidate]
+        torch.testing.assert_close(output.logits, expected.logits)
+        torch.testing.assert_close(output.offsets, expected.offsets)
+        assert torch.equal(output.mask, expected.mask)
+        assert output.block_outputs.keys() == expected.block_outputs.keys()
+        for block, tokens in expected.block_outputs.items():
+            torch.testing.assert_close(output.block_outputs[block], tokens)
+    groups = [candidates[start : start + together] for start in range(0, len(candidates), together)]
+    assert len(calls) == len(KEPT) + sum(sum(block > group[0] for block in KEPT) for group in groups)
+    assert len(calls) < alone_calls or all(sum(block in KEPT[:-1] for block in group) < 2 for group in groups)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, len(KEPT)])
+def test_token_tensors_at_a_time(
     subnet: Callable[[int], Detector],
     make_batch: Callable[..., WindowBatch],
     monkeypatch: pytest.MonkeyPatch,
+    together: int,
 ) -> None:
-    """The main stream's and a fork's, whatever the number of candidates."""
-    student = subnet(UNDROPPED)
-    alive: list[weakref.ref[Tensor]] = []
-    most = 0
+    """The main stream's and those of the forks of one batch, whatever the number of candidates."""
+    student, held, block_rows = subnet(UNDROPPED), [], 0
     original = type(student.backbone).run_block
 
     def watched(self: Any, index: int, tokens: Tensor) -> Tensor:
-        nonlocal most
-        most = max(most, sum(ref() is not None for ref in alive))
-        output = original(self, index, tokens)
-        alive.append(weakref.ref(output))
-        return output
+        nonlocal block_rows
+        block_rows += len(tokens)
+        held.append(bytes_alike(tokens))
+        return original(self, index, tokens)
 
     monkeypatch.setattr(type(student.backbone), "run_block", watched)
+    batch = make_batch(1)
     with torch.inference_mode():
-        for _ in fused_outputs(student, make_batch(1), KEPT):
+        tokens = student.backbone.embed(batch.frames)
+        rows, token_bytes, others = len(tokens), tokens.nbytes, bytes_alike(tokens) - tokens.nbytes
+        del tokens
+        for _ in fused_outputs(student, batch, KEPT, together=together):
             pass
-    assert len(alive) == 10 and most == 2
+    most = min(together, len(KEPT) - 1) + 1  # the last candidate runs no block
+    assert max(held) - others == most * token_bytes
+    assert block_rows == 10 * rows
+
+
+def bytes_alike(tokens: Tensor) -> int:
+    """Memory of all tensors of these tokens' shape but for the first dimension, their views included."""
+    alike = [t for t in gc.get_objects() if type(t) is Tensor and t.shape[1:] == tokens.shape[1:]]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alike}.values())
 
 
 def naive_detections(detector: Detector, job: ScoringJob, videos: Sequence[Any]) -> list[pa.Table]:
@@ -144,7 +186,7 @@ def naive_detections(detector: Detector, job: ScoringJob, videos: Sequence[Any])
         for batch in load_inference_batches(video, job.source.data_root, config.grid, job.window_batch):
             with torch.inference_mode():
                 output = detector(batch.frames, batch.mask)
-            pooled += decode(output, batch.windows, config.grid, config.postprocess)
+            pooled += decode(output, batch.windows, config.postprocess)
         tables.append(detections_of_proposals(pooled, config.grid, config.postprocess))
     return tables
 
@@ -323,6 +365,36 @@ def test_mse(make_job: Callable[..., ScoringJob], subnet: Callable[[int], Detect
         for block in (2, 4):
             assert found[video.id, block] == pytest.approx(np.mean(changes[block]), rel=1e-5)
     assert len(calls) == batches * len(KEPT)
+
+
+@pytest.mark.parametrize("criterion", ["map", "train_loss", "mse"])
+def test_decoding_ahead_changes_nothing(
+    make_job: Callable[..., ScoringJob], subnet: Callable[[int], Detector], split: Split, criterion: str
+) -> None:
+    """Not a bit: with any number of threads, with a cache to fill, with draws to make."""
+    job, student = make_job(criterion, "detector.grid.augmentation=full"), subnet(UNDROPPED)
+    student.config = job.experiment.detector
+    expected = score_videos(job, student, None, split.fit.videos)
+    assert expected.num_rows
+    for threads in (1, 3):
+        ahead = replace(job, decoding_threads=threads, source=VideoSource(job.source.data_root))
+        assert score_videos(ahead, student, None, split.fit.videos).equals(expected)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_a_video_that_cannot_be_read(
+    make_job: Callable[..., ScoringJob], subnet: Callable[[int], Detector], split: Split, threads: int
+) -> None:
+    """Its error reaches the caller, and no thread stays."""
+    job, running = make_job("mse", decoding_threads=threads), threading.enumerate()
+    videos = [
+        *split.fit.videos[:2],
+        replace(split.fit.videos[2], id="nowhere", path="nowhere.mp4"),
+        split.fit.videos[3],
+    ]
+    with pytest.raises(UserError, match="nowhere"):
+        score_videos(job, subnet(UNDROPPED), None, videos)
+    assert threading.enumerate() == running
 
 
 @pytest.mark.parametrize("criterion", ["map", "train_loss", "mse"])

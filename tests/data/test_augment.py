@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,17 @@ def test_a_seed_decides_everything() -> None:
     again = [training_clip(frames, grid("full"), seed) for seed in range(20)]
     assert all(torch.equal(a, b) for a, b in zip(clips, again, strict=True))
     assert len({clip.numpy().tobytes() for clip in clips}) == 20
+
+
+def test_threads_that_augment_at_once() -> None:
+    """Draw what each would draw alone, though they share torch's generator."""
+    frames, seeds = noise(), range(60)
+    alone = [training_clip(frames, grid(), seed) for seed in seeds]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(lambda seed: training_clip(frames, grid(), seed), seeds))
+    assert all(torch.equal(a, b) for a, b in zip(alone, at_once, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1])

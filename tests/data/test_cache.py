@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,26 @@ def test_a_file_that_breaks_off(
     assert np.array_equal(opened(cache, path, wanted, frames).read(wanted), read_frames(path, wanted, SIDE))
 
 
+def test_threads_fill_the_same_file(
+    tmp_path: Path, video: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of one process, side by side through every read."""
+    original, together = FrameReader.read, threading.Barrier(2, timeout=60)
+
+    def in_step(self: FrameReader, indices: Any) -> Any:
+        together.wait()
+        return original(self, indices)
+
+    path, frames = video
+    wanted, cache = every(2, frames), FrameCache(tmp_path, BIG)
+    expected = read_frames(path, wanted, SIDE)
+    monkeypatch.setattr(FrameReader, "read", in_step)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: opened(cache, path, wanted, frames).read(wanted), range(2)))
+    assert all(np.array_equal(pixels, expected) for pixels in found)
+    assert [file.suffix for file in tmp_path.iterdir()] == [".npy"]
+
+
 FILL = """
 import sys, time
 from pathlib import Path
@@ -341,6 +363,7 @@ def test_a_cached_epoch_touches_no_file(
 
 MATRIX_PRODUCT = """
 import sys
+import threading
 import pbd_ray.data.video
 import torch
 order = list(sys.modules)

@@ -222,7 +222,7 @@ def test_decode_equals_the_loop(threshold: float, top: int) -> None:
     batch = output(1)
     windows = (window(), window(start_frame=150))
     config = PostprocessConfig(score_threshold=threshold, pre_nms_top=top)
-    for row, got in enumerate(decode(batch, windows, SLIDING, config)):
+    for row, got in enumerate(decode(batch, windows, config)):
         found = []
         for p, (t, _, _, stride) in enumerate(batch.points.tolist()):
             for label in range(3):
@@ -239,13 +239,13 @@ def test_decode_equals_the_loop(threshold: float, top: int) -> None:
         np.testing.assert_allclose(got.segments_steps, steps, rtol=1e-5, atol=1e-5)
         # 32 frames of stride 2 on 16 steps: 4 video frames a step, 10 frames a second
         seconds = np.clip((steps * 4 + windows[row].start_frame) / 10, 0, 20)
-        np.testing.assert_allclose(got.segments_seconds, seconds, atol=1e-5)
+        np.testing.assert_allclose(got.segments_seconds(SLIDING), seconds, atol=1e-5)
 
 
 def test_equal_proposals_rank_by_point_then_class() -> None:
     batch = output(2, batch=1)
     level = DetectorOutput(torch.zeros_like(batch.logits), batch.offsets, batch.mask, batch.points)
-    (got,) = decode(level, (window(),), SLIDING, PostprocessConfig(pre_nms_top=7))
+    (got,) = decode(level, (window(),), PostprocessConfig(pre_nms_top=7))
     assert got.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     starts = (batch.points[:, 0] - batch.offsets[0, :, 0] * batch.points[:, 3])[[0, 0, 0, 1, 1, 1, 2]]
     np.testing.assert_allclose(got.segments_steps[:, 0], starts.numpy(), rtol=1e-6)
@@ -256,7 +256,7 @@ def test_half_precision_and_gradients_are_no_obstacle() -> None:
     half = DetectorOutput(
         batch.logits.bfloat16().requires_grad_(), batch.offsets.bfloat16(), batch.mask, batch.points
     )
-    (got,) = decode(half, (window(),), SLIDING, PostprocessConfig())
+    (got,) = decode(half, (window(),), PostprocessConfig())
     assert got.scores.dtype == got.segments_steps.dtype == np.float32
 
 
@@ -276,10 +276,10 @@ def test_windows_of_a_video_are_pooled_however_they_are_batched() -> None:
     assert (np.diff(table["score"].to_numpy()) <= 0).all()
     assert table["start"].to_numpy().min() >= 0 and table["end"].to_numpy().max() <= 20
 
-    pooled = decode(both, windows, SLIDING, config)
+    pooled = decode(both, windows, config)
     assert table.equals(detections_of_proposals(pooled, SLIDING, config))
     segments, scores, labels = suppress(
-        np.concatenate([p.segments_seconds for p in pooled]),
+        np.concatenate([p.segments_seconds(SLIDING) for p in pooled]),
         np.concatenate([p.scores for p in pooled]),
         np.concatenate([p.labels for p in pooled]),
         config,
@@ -296,7 +296,7 @@ def test_a_resized_video_is_suppressed_on_the_grid() -> None:
     )
     long = window(duration_seconds=300.0)
     table = detections_of_video([(single, (long,))], RESIZE, config, 1)
-    (raw,) = decode(single, (long,), RESIZE, config)
+    (raw,) = decode(single, (long,), config)
     assert raw.segments_steps.min() < 0  # clipped only after suppression and voting
     segments, scores, _ = suppress(raw.segments_steps, raw.scores, raw.labels, config)
     seconds = np.clip(grid_to_seconds(segments, long, RESIZE), 0, 300)

@@ -64,7 +64,7 @@ def test_a_window_keeps_its_best_2000_over_all_levels_and_classes() -> None:
         points,
     )
     video = Video("v", "v.mp4", "test", 102.4, 30.0, 3072, np.zeros((0, 2)), np.zeros(0, np.int32))
-    (found,) = decode(output, inference_windows(video, config.grid), config.grid, config.postprocess)
+    (found,) = decode(output, inference_windows(video, config.grid), config.postprocess)
 
     eligible = [(-logits[p, c], p, c) for p in range(len(points)) if mask[p] for c in range(20)]
     best = sorted(eligible)[:2000]

@@ -86,7 +86,7 @@ def columns(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
 def test_decoding(shared: Path, seed: int) -> None:
     output, windows, results, arrays = tiny(shared, seed)
     config = PostprocessConfig(score_threshold=0)
-    for row, everything in enumerate(decode(output, windows, TINY_GRID, config.model_copy(update={
+    for row, everything in enumerate(decode(output, windows, config.model_copy(update={
         "pre_nms_top": 10**6,
     }))):  # fmt: skip
         segments, scores = arrays[f"student.proposals.{row}"], arrays[f"student.scores.{row}"]
@@ -97,14 +97,14 @@ def test_decoding(shared: Path, seed: int) -> None:
             np.testing.assert_array_equal(everything.labels, label)
             np.testing.assert_allclose(everything.segments_steps, segments[point], rtol=1e-5, atol=1e-4)
 
-    found = decode(output, windows, TINY_GRID, PostprocessConfig())
+    found = decode(output, windows, PostprocessConfig())
     segments, labels, scores = columns(results["student"]["pre_nms"])
     ours = np.concatenate([w.scores for w in found])
     assert len(ours) == len(scores) == 4000
     np.testing.assert_allclose(ours, scores, atol=5.1e-5)
     same = _distinct(ours)
     np.testing.assert_array_equal(np.concatenate([w.labels for w in found])[same], labels[same])
-    seconds = np.concatenate([w.segments_seconds for w in found])
+    seconds = np.concatenate([w.segments_seconds(TINY_GRID) for w in found])
     np.testing.assert_allclose(seconds[same], segments[same], atol=SECONDS)
 
 
@@ -133,7 +133,7 @@ def test_pooling_and_suppression_of_a_video(shared: Path, seed: int) -> None:
 def test_suppression_on_the_grid(shared: Path, seed: int) -> None:
     output, windows, results, _ = tiny(shared, seed)
     config = config_of(results["post_processing"]["nms"])
-    first = decode(output, windows, TINY_GRID, PostprocessConfig())[0]
+    first = decode(output, windows, PostprocessConfig())[0]
     steps, decayed, kept = suppress(first.segments_steps, first.scores, first.labels, config)
     segments, labels, scores = columns(results["student_single_window0_nms_inside"])
     assert len(scores) == len(decayed)

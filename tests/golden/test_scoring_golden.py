@@ -54,9 +54,9 @@ def test_candidates_of_the_student(reference: Any) -> None:
 
 def compare_detections(output: Any, batch: WindowBatch, grid: Any, expected: list[dict[str, Any]]) -> None:
     config = PostprocessConfig()
-    found = decode(output, batch.windows, grid, config)
+    found = decode(output, batch.windows, config)
     assert sum(len(window.scores) for window in found) == 4000
-    segments = np.round(np.concatenate([window.segments_seconds for window in found]), 2)
+    segments = np.round(np.concatenate([window.segments_seconds(grid) for window in found]), 2)
     scores = np.round(np.concatenate([window.scores for window in found]), 4)
     kept, decayed, labels = suppress(segments, scores, np.concatenate([w.labels for w in found]), config)
     assert len(decayed) == 2000
