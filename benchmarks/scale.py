@@ -27,7 +27,7 @@ from benchmarks.scoring_costs import CLASSES, Costs, costs_of_depth, measured_co
 from benchmarks.simulated_cluster import Bounds, Candidates, Death, Workers, bounds, makespan
 from pbd_ray.config import Execution, load_recipe
 from pbd_ray.data.annotations import Annotations, Video
-from pbd_ray.data.windows import inference_windows
+from pbd_ray.data.windows import inference_window_count
 from pbd_ray.search.feed import Judge, SliceFeed
 from pbd_ray.search.race import plan_race
 from pbd_ray.search.slices import plan_slices, slice_count
@@ -96,7 +96,7 @@ class VideoSet:
             tuple(_drawn_video(index, rng) for index in range(count)),
         )
         grid = self._experiment.detector.grid
-        self._size = {v.id: (v.frames, len(inference_windows(v, grid))) for v in self._videos.videos}
+        self._size = {v.id: (v.frames, inference_window_count(v, grid)) for v in self._videos.videos}
         self._plans: dict[tuple[int, bool], tuple[Slice, ...]] = {}
 
     def plan(self, workers: int, raced: bool) -> tuple[Slice, ...]:
@@ -131,7 +131,7 @@ def main() -> int:
     else:
         costs = measured_costs()
     rows = [row for videos in arguments.videos for row in rows_of(VideoSet(videos, seed=0), videos, costs)]
-    held = {race: held_ratios(race, costs) for race in RACES}
+    held = held_ratios(costs)
     print(table(rows))
     for race, ratios in held.items():
         print(
@@ -163,10 +163,13 @@ def rows_of(videos: VideoSet, count: int, costs: Costs) -> list[Row]:
     return rows
 
 
-def held_ratios(race: str, costs: Costs) -> list[float]:
-    """Makespan / bound at 64 workers, 200 videos and 12 blocks, for ten sets of videos."""
-    case = Case(64, 200, 12, race)
-    return [run(case, VideoSet(200, seed), costs, even(64)).ratio for seed in range(10)]
+def held_ratios(costs: Costs) -> dict[str, list[float]]:
+    """By race, makespan / bound at 64 workers, 200 videos and 12 blocks for ten sets of videos."""
+    sets = [VideoSet(200, seed) for seed in range(10)]
+    return {
+        race: [run(Case(64, 200, 12, race), videos, costs, even(64)).ratio for videos in sets]
+        for race in RACES
+    }
 
 
 def run(case: Case, videos: VideoSet, measured: Costs, workers: Workers) -> Row:
@@ -257,7 +260,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         axes.set_xticks(WORKERS, [str(workers) for workers in WORKERS], minor=False)
         axes.grid(alpha=0.3)
         axes.set_ylabel("makespan, hours (dotted: bound)" if j == 0 else "")
-    panels[0, 0].legend(fontsize="small")
+    panels[0, 0].legend(fontsize="small", loc="lower left")
     return figure
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def measured_costs() -> Costs:
     return Costs(_decode_seconds(grid.stride_frames), embed * share, block * share, whole_head)
 
 
+@cache
 def costs_of_depth(measured: Costs, blocks: int) -> Costs:
     """VideoMAE-S (12 blocks) as measured; -L (24) and -g (40, width 1408) by their MACs relative to it."""
     small = load_recipe("thumos14_videomae_s").experiment.detector
