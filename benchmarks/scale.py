@@ -5,8 +5,8 @@
 The product plans the slices, races and hands out (`plan_race`, `plan_slices`, `SliceFeed`); only the seconds
 of a slice and who is stopped are simulated. Costs are measured in the run, one thread, or read from an
 earlier --json. The bound is the sum over stages of max(work / workers, longest video), also where workers
-are slow or die. It holds for stages that follow one another: a run is below it where idle workers began a
-later stage early. The exit status is 1 where a run at 64 workers, 200 videos and 12 blocks without trouble is
+are slow or die. It holds for stages that follow one another: a run is below it where idle workers began the
+next stage early. The exit status is 1 where a run at 64 workers, 200 videos and 12 blocks without trouble is
 over 1.15 bounds, in any of ten sets of videos.
 """
 

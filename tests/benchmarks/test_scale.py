@@ -92,6 +92,17 @@ def even(workers: int, **others) -> Workers:
             7,
             id="a node of two",
         ),
+        pytest.param(
+            # At 4 worker 2 takes one of the two 9s, and is done at 13; the idle worker 1 died at 2, and the
+            # next one takes the other at 12.
+            Sweep(
+                ((9, 1, 4, 9),),
+                even(4, deaths=(Death(2, (1,)), Death(3, (0, 3))), replacement_seconds=10),
+            ),
+            21,
+            id="death of an idle one",
+        ),
+        pytest.param(Sweep(((4,), (1,), (1,)), even(2), 3, 2), 14, id="not the one after it"),
         pytest.param(Sweep(((4,),), even(1, deaths=(Death(1, (5,)),))), 4, id="a node without workers"),
     ],
 )
