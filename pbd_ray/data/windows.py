@@ -65,6 +65,16 @@ def inference_windows(video: Video, grid: GridConfig) -> tuple[Window, ...]:
     )
 
 
+def inference_window_count(video: Video, grid: GridConfig) -> int:
+    """How many `inference_windows` a video has, without making them.
+
+    Raises:
+        ValueError: the video's frame count is unknown.
+    """
+    steps = _input_steps(video, grid)
+    return 1 if grid.kind == "resize" else len(window_starts(steps, grid))
+
+
 def training_window(
     video: Video, grid: GridConfig, rng: np.random.Generator, min_instance_fraction: float = 0.0
 ) -> Window:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pbd_ray.config import Execution, GridConfig
 from pbd_ray.data.annotations import Annotations, Video
-from pbd_ray.data.windows import inference_windows
+from pbd_ray.data.windows import inference_window_count
 from pbd_ray.search.state import Slice
 
 
@@ -29,7 +29,7 @@ def plan_slices(videos: Sequence[Video], grid: GridConfig, count: int) -> tuple[
     Longest first onto the least loaded slice; work is counted in windows, then in video frames. The
     plan does not depend on the order of `videos`. Slices come heaviest first, so that the tail is short.
     """
-    work = {video.id: (len(inference_windows(video, grid)), video.frames) for video in videos}
+    work = {video.id: (inference_window_count(video, grid), video.frames) for video in videos}
     order = sorted(work, key=lambda name: (-work[name][0], -work[name][1], name))
     heap = [(0, 0, index) for index in range(min(count, len(order)))]
     members: list[list[str]] = [[] for _ in heap]

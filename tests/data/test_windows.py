@@ -16,6 +16,7 @@ from pbd_ray.config import GridConfig
 from pbd_ray.data.annotations import Video
 from pbd_ray.data.windows import (
     grid_to_seconds,
+    inference_window_count,
     inference_windows,
     instance_frames,
     seconds_to_grid,
@@ -237,11 +238,19 @@ def test_valid_steps_cover_the_valid_frames(feature_steps: int, frames: int, val
     assert window.valid_steps == valid
 
 
+@pytest.mark.parametrize("grid", [SMALL, RESIZE, GridConfig(overlap=0.0)], ids=["sliding", "resize", "apart"])
+@pytest.mark.parametrize("frames", [1, 3071, 3072, 3073, 4608, 4609, 9217])
+def test_windows_are_counted_without_making_them(grid: GridConfig, frames: int) -> None:
+    video = make_video(frames)
+    assert inference_window_count(video, grid) == len(inference_windows(video, grid))
+
+
 @pytest.mark.parametrize("grid", [SMALL, RESIZE], ids=["sliding", "resize"])
 def test_unknown_frame_count_is_refused(grid: GridConfig) -> None:
     video = make_video(0, duration=3.0)
-    with pytest.raises(ValueError, match="probe its file first"):
-        inference_windows(video, grid)
+    for of_video in (inference_windows, inference_window_count):
+        with pytest.raises(ValueError, match="probe its file first"):
+            of_video(video, grid)
     with pytest.raises(ValueError, match="probe its file first"):
         training_window(video, grid, np.random.default_rng(0))
 
