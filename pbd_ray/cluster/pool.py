@@ -212,6 +212,7 @@ class _Sweep:
                 result = ray.get(reference)
             except RayActorError as error:
                 self._replace(worker, work, error)
+                self._hand_out()
                 continue
             except RayTaskError as error:
                 if isinstance(error.cause, UserError):  # its own line, without the worker's traceback
@@ -233,7 +234,9 @@ class _Sweep:
     def _replace(self, worker: Any, work: Work | None, error: RayActorError) -> None:
         index = None if work is None else work.piece.index
         self._losses[index] += 1
-        if self._losses[index] > self._allowed:
+        # A node that dies may take several workers that were starting: each has its own tries.
+        tries = (self._allowed + 1) * (len(self._pool.workers) if work is None else 1)
+        if self._losses[index] >= tries:
             what = "its start" if index is None else f"slice {index}"
             raise WorkersLost(
                 f"{self._task.name}: {what} took down {self._losses[index]} workers: "

@@ -42,6 +42,7 @@ class Environment:
     threads_per_worker: int
     train_workers: int
     window_batch: int
+    candidate_batch: int
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,6 +62,7 @@ def current_environment(execution: Execution, data_hash: str, teacher_hash: str)
         threads_per_worker=execution.threads_per_worker,
         train_workers=execution.train_workers,
         window_batch=execution.window_batch,
+        candidate_batch=execution.candidate_batch,
     )
 
 

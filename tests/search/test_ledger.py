@@ -26,6 +26,7 @@ def environment(**changes: Any) -> Environment:
         "threads_per_worker": 1,
         "train_workers": 1,
         "window_batch": 4,
+        "candidate_batch": 1,
     }
     return Environment(**(facts | changes))
 
