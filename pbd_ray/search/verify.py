@@ -17,12 +17,15 @@ def verify(run_dir: str | Storage) -> list[str]:
         LedgerError: it is not a run directory.
     """
     ledger = Ledger.existing(run_dir)
-    if ledger.environment() is None:
-        return ["environment.json: missing"]
+    try:
+        if ledger.environment() is None:
+            return ["environment.json: missing"]
+        parent: str | None = ledger.parent_of(TEACHER_ROUND)
+    except LedgerError as error:  # without the two files at the root there is no chain to follow
+        return [str(error)]
     folders = {name.split("/")[1] for name in ledger.storage.names("rounds") if name.count("/") > 1}
     last = max((int(name) for name in folders if name.isdecimal()), default=TEACHER_ROUND)
     problems: list[str] = []
-    parent: str | None = ledger.parent_of(TEACHER_ROUND)
     for round in range(last + 1):
         found, parent = _check(ledger.round(round), parent, is_last=round == last)
         problems += found
