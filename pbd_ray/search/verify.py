@@ -54,7 +54,10 @@ def _check(folder: RoundFolder, parent: str | None, is_last: bool) -> tuple[list
     if commit["result"] != result_hash(folder.round, commit["parent"], commit["parts"]):
         problems.append(f"{where}: result is not the hash of its parts")
     if not problems:
-        parts = folder.parts()
+        try:
+            parts = folder.parts()
+        except LedgerError as error:
+            return [str(error)], commit["result"]
         problems = [
             f"{folder.name}: {part} is not what the commit says"
             for part in sorted(parts)
