@@ -139,7 +139,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> str:
         table.add_row(*row)
     stream = io.StringIO()
     Console(file=stream, width=_WIDTH, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines())
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
 
 def _interval(interval: Mapping[str, Any]) -> str:

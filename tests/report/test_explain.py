@@ -151,8 +151,10 @@ def test_a_given_block_has_no_candidates() -> None:
     assert "runner-up" not in text
 
 
-def test_nothing_is_cut_short() -> None:
-    assert "…" not in explain_text(summary(FIRST), 1)
+def test_nothing_is_cut_short_or_torn_apart() -> None:
+    text = explain_text(summary(FIRST), 1)
+    assert "…" not in text
+    assert "\n\n\n" not in text
 
 
 @pytest.mark.parametrize(
