@@ -17,21 +17,21 @@ def say(line: str) -> None:
     print(f"[{minutes:3d}:{seconds:02d}] {line}", flush=True)
 
 
-def exit_status(action: Callable[[], object]) -> int:
+def exit_status(action: Callable[[], int | None]) -> int:
     """Run a job's action; what can go wrong in a known way ends in one line and not in a traceback.
 
     Returns:
-        0; 2 for what the user can mend; 1 for a run that cannot go on; 130 after an interrupt.
+        0, or what the action returns; 2 for what the user can mend; 1 for a run that cannot go on; 130 after
+        an interrupt.
     """
     try:
-        action()
+        return action() or 0
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 def throttled(seconds: float, tell: Callable[[str], None] = say) -> Callable[[str], None]:

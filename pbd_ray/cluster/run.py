@@ -12,9 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
+from pbd_ray.cluster.holder import job_finished, sole_driver, submission_id
 from pbd_ray.cluster.inputs import check_bundle, given_teacher, open_videos
 from pbd_ray.cluster.monitoring import say, throttled
-from pbd_ray.cluster.session import ray_session
+from pbd_ray.cluster.session import ray_session, sigterm_as_interrupt
 from pbd_ray.cluster.steps import cluster_steps, fit_teacher
 from pbd_ray.compression.blocks import Model, from_detector, to_detector
 from pbd_ray.compression.jobs import teacher_job
@@ -32,8 +33,10 @@ from pbd_ray.search.evaluation import detections_of, evaluate, headline_interval
 from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.in_process import fit_grid, in_process_steps
 from pbd_ray.search.ledger import Ledger
+from pbd_ray.search.owner import Owner, owned
 from pbd_ray.search.slices import plan_slices
 from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Steps, Summary, SweepTask, Work
+from pbd_ray.search.storage import Storage
 from pbd_ray.search.summary import summary_to_json
 
 
@@ -44,14 +47,20 @@ def run_compression(recipe: Recipe) -> Summary:
         UserError: what the user can mend, with nothing half-written.
     """
     place = recipe.execution.run_dir or f"runs/{recipe.experiment.name}"
-    Ledger.refuse_other(place, recipe)
+    storage = Ledger.refuse_other(place, recipe).storage
+    finished = job_finished(recipe.execution.ray_address)
+    with sigterm_as_interrupt(), owned(storage, submission_id(), finished) as owner:
+        return _compress(recipe, storage, owner)
+
+
+def _compress(recipe: Recipe, storage: Storage, owner: Owner) -> Summary:
     split = load_split(recipe, say)
     teacher = given_teacher(recipe, split)
     # Ray before the videos: it forgets the code of a submitted job whose driver takes a minute to connect.
-    with _backend(recipe):
+    with _backend(recipe), _alone_in_cluster(recipe, storage, owner):
         split, source = open_videos(recipe, split)
         classes = split.fit.classes
-        ledger = Ledger.open(place, recipe)
+        ledger = Ledger.open(storage, recipe, owner)
         if teacher is None and ledger.teacher.read_bundle() is None:
             fitted = _fit(recipe, split, source, ledger.scratch_uri())
             teacher = _bundle(recipe, classes, fitted.model, {"experiment": recipe.experiment.name})
@@ -176,6 +185,15 @@ def _backend(recipe: Recipe) -> Iterator[None]:
         return
     with ray_session(recipe.execution, say):
         yield
+
+
+def _alone_in_cluster(
+    recipe: Recipe, storage: Storage, owner: Owner
+) -> contextlib.AbstractContextManager[None]:
+    """Where the owner's record alone excludes nobody, the drivers of one cluster exclude each other."""
+    if recipe.execution.backend == "local" or storage.exclusive:
+        return contextlib.nullcontext()
+    return sole_driver(storage.root, str(owner))
 
 
 @contextlib.contextmanager

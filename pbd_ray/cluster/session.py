@@ -82,7 +82,7 @@ def ray_session(execution: Execution, say: Callable[[str], None]) -> Iterator[No
         runtime_env["py_modules"] = [str(Path(pbd_ray.__file__).parent)]
     ray.init(runtime_env=runtime_env, **options)
     try:
-        with _sigterm_as_interrupt():
+        with sigterm_as_interrupt():  # anew: ray.init has set a handler of its own
             if shared:
                 _remove_orphaned_placement_groups()
             require_resources(execution, say)
@@ -190,7 +190,7 @@ def _remove_orphaned_placement_groups() -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """`ray job stop` sends SIGTERM; only an interrupt lets Tune and Train give their resources back.
 
     The process then exits with 143, as one ended by SIGTERM does.
@@ -202,7 +202,6 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         terminated = True
         os.kill(os.getpid(), signal.SIGINT)
 
-    # Installed after ray.init, which sets a handler of its own.
     before = signal.signal(signal.SIGTERM, handler)
     try:
         yield

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from pbd_ray.config import DetectorConfig
-from pbd_ray.detector.detector import Detector
+
+if TYPE_CHECKING:
+    from pbd_ray.detector.detector import Detector
 
 UNDROPPED = -1
 """The candidate that drops nothing: the student itself."""
@@ -46,6 +48,10 @@ def without_block(model: Model, block: int) -> Model:
 
 def to_detector(model: Model, config: DetectorConfig, num_classes: int) -> Detector:
     """A detector in eval mode holding a copy of the model's weights."""
+    import torch  # seconds that a command which only reads a run directory does not spend
+
+    from pbd_ray.detector.detector import Detector
+
     detector = Detector(config, num_classes, kept_blocks=model.kept_blocks)
     # The copy matters: arrays out of Ray's object store are read-only and shared between workers.
     detector.load_state_dict({name: torch.tensor(value) for name, value in model.weights.items()})

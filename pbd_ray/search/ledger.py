@@ -5,6 +5,7 @@ file is there, a round when its commit.json is there and names its parent's resu
 immutable.
 
     recipe.yaml, environment.json
+    owners/        one file a driver that ever wrote here (search/owner.py)
     teacher/       round 0: config.json + model.safetensors, evaluation/, evaluation.json, commit.json
     rounds/01/     scores/ (plan.json, one Parquet a slice), scores.parquet, decision.json, model/ (bundle),
                    alignment.parquet, evaluation/, evaluation.json, measured.json, commit.json
@@ -22,6 +23,8 @@ from pydantic import ValidationError
 from pbd_ray.config import Recipe, differences, experiment_hash
 from pbd_ray.search.environment import Environment, exactness_changes
 from pbd_ray.search.hashing import value_hash
+from pbd_ray.search.owner import FOLDER as OWNERS
+from pbd_ray.search.owner import Owner, require
 from pbd_ray.search.round_folder import RoundFolder
 from pbd_ray.search.state import TEACHER_ROUND, RoundRecord
 from pbd_ray.search.storage import LedgerError, Storage, one_line
@@ -34,20 +37,25 @@ SCRATCH = "ray"
 class Ledger:
     """Reads and writes one run directory. Only the driver writes, and only one driver at a time."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, owner: Owner | None = None) -> None:
         self.storage = storage
+        self.owner = owner
+        """None where nobody else can be there: then commits name no epoch."""
 
     @classmethod
-    def open(cls, run_dir: str | Storage, recipe: Recipe) -> Ledger:
+    def open(cls, run_dir: str | Storage, recipe: Recipe, owner: Owner | None = None) -> Ledger:
         """Begin a run in an empty or missing directory, or go on with the one that is there.
 
         The experiment must be the directory's own; `execution` may differ and is written down anew.
 
+        Args:
+            owner: this driver's record, from `owner.owned`.
+
         Raises:
             LedgerError: another experiment's directory, or one with files but no recipe.yaml.
         """
-        ledger = cls.refuse_other(run_dir, recipe)
-        storage = ledger.storage
+        storage = cls.refuse_other(run_dir, recipe).storage
+        ledger = cls(storage, owner)
         storage.sweep(recursive=False)
         storage.sweep("teacher")
         storage.sweep("rounds")
@@ -71,7 +79,7 @@ class Ledger:
                 more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
                 shown = "; ".join(changed[:3])
                 raise LedgerError(f"{storage.uri('recipe.yaml')} holds another experiment: {shown}{more}")
-        elif found := storage.names():
+        elif found := [name for name in storage.names() if not name.startswith(f"{OWNERS}/")]:
             raise LedgerError(
                 f"{storage.location} has files ({found[0]}) but no recipe.yaml: not a run directory"
             )
@@ -140,21 +148,29 @@ class Ledger:
         return changes
 
     def environment(self) -> dict[str, Any] | None:
-        """`first`: the environment of the first start; `changes`: what differed in later ones."""
+        """`first`: the environment of the first start; `changes`: what differed in later ones.
+
+        Raises:
+            LedgerError: the file says something else.
+        """
         value: dict[str, Any] | None = self.storage.read_json("environment.json")
+        if value is not None and not (isinstance(value, dict) and {"first", "changes"} <= value.keys()):
+            raise LedgerError(f"{self.storage.uri('environment.json')}: not an environment")
         return value
 
     def commit(self, round: int, weights_hash: str) -> RoundRecord:
         """Close a round for good, chained to the round before.
 
         Raises:
-            LedgerError: the parent is not committed, or the round is.
+            LedgerError: the parent is not committed, or the round is, or another driver has taken over.
         """
+        if self.owner is not None:
+            require(self.storage, self.owner)
         parent = self.parent_of(round)
         if parent is None:
             raise LedgerError(f"{self.storage.uri(self.round(round - 1).name)} is not committed")
         folder = self.round(round)
-        folder.write_commit(parent, weights_hash)
+        folder.write_commit(parent, weights_hash, None if self.owner is None else self.owner.epoch)
         return folder.read_record()
 
     def parent_of(self, round: int) -> str | None:

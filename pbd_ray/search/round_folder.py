@@ -25,7 +25,7 @@ from pbd_ray.search.storage import LedgerError, Storage
 BUNDLE_FILES = ("model.safetensors", "config.json")
 """In the order they are written: where config.json is, the weights are."""
 
-COMMIT_KEYS = {"round", "parent", "result", "parts", "files"}
+COMMIT_KEYS = {"round", "epoch", "parent", "result", "parts", "files"}
 
 
 class RoundFolder:
@@ -150,15 +150,16 @@ class RoundFolder:
         names = [name for name in self.storage.names(self.name) if name != f"{self.name}/commit.json"]
         return {name.removeprefix(f"{self.name}/"): bytes_hash(self.storage.read(name)) for name in names}
 
-    def write_commit(self, parent: str, weights_hash: str) -> None:
+    def write_commit(self, parent: str, weights_hash: str, epoch: int | None) -> None:
         """Close the round for good: one atomic write.
 
         `result` covers decision, scores, losses, mAP, weights and the parent's result; `files` are byte
-        hashes for `verify`.
+        hashes for `verify`; `epoch` says which owner wrote the commit and is not part of `result`.
         """
         parts = self.parts() | {"weights": weights_hash}
         value = {
             "round": self.round,
+            "epoch": epoch,
             "parent": parent,
             "result": result_hash(self.round, parent, parts),
             "parts": parts,
@@ -173,7 +174,7 @@ class RoundFolder:
             LedgerError: the file is not a commit.
         """
         value: dict[str, Any] | None = self._read_json("commit.json")
-        if value is not None and not (isinstance(value, dict) and value.keys() >= COMMIT_KEYS):
+        if value is not None and not _is_commit(value):
             raise LedgerError(f"{self.storage.uri(self.name)}/commit.json: not a commit")
         return value
 
@@ -214,6 +215,15 @@ class RoundFolder:
     def _refuse_if_committed(self, name: str) -> None:
         if self.storage.exists(f"{self.name}/commit.json"):
             raise LedgerError(f"{self.storage.uri(self.name)} is committed: {name} cannot be written")
+
+
+def _is_commit(value: Any) -> bool:
+    tables = ("parts", "files")
+    return (
+        isinstance(value, dict)
+        and value.keys() >= COMMIT_KEYS
+        and all(isinstance(value[name], dict) for name in tables)
+    )
 
 
 def _slice_name(kind: SweepKind, index: int) -> str:

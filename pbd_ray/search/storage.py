@@ -6,11 +6,13 @@ content goes to a temporary neighbour that is moved into place; an object store'
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -98,6 +100,38 @@ class Storage:
         self._put(temporary, content)
         self.filesystem.move(temporary, path)
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether `create` lets one caller through whatever the others do."""
+        return bool(self.filesystem.type_name == "local")
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file unless there is one of that name; whether it was written.
+
+        Where the storage is `exclusive` one of any number of callers succeeds. pyarrow has no such call
+        for object stores: there it is a look and then a write, and of two within that moment the later wins.
+        """
+        if not self.exclusive:
+            if self.exists(name):
+                return False
+            self.write(name, content)
+            return True
+        return _create_exclusively(Path(self._path(name)), content)
+
+    def make_root(self) -> None:
+        """Make the root directory; an object store needs none."""
+        if self.exclusive:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+
+    def place(self) -> tuple[str, int | None]:
+        """Where the root lies: its real path, and its inode number where it is a directory on a disk.
+
+        A copy has another path and another number; the same directory mounted elsewhere has the same number.
+        """
+        if not self.exclusive:
+            return self.root, None
+        return os.path.realpath(self.root), Path(self.root).stat().st_ino
+
     def read_json(self, name: str) -> Any:
         """The value of a JSON file, or None where there is no such file.
 
@@ -137,6 +171,12 @@ class Storage:
         if self.filesystem.get_file_info(self._path(folder)).type == fs.FileType.Directory:
             self.filesystem.delete_dir(self._path(folder))
 
+    def remove_empty_root(self) -> None:
+        """Delete the root directory if nothing is in it; an object store has no empty directories."""
+        if self.exclusive:
+            with contextlib.suppress(OSError):  # not empty, or not there
+                Path(self.root).rmdir()
+
     def sweep(self, folder: str = "", recursive: bool = True) -> None:
         """Delete the half-written files a killed driver left below a folder."""
         for name in self._all_names(folder, recursive):
@@ -154,3 +194,27 @@ class Storage:
         selector = fs.FileSelector(self._path(folder), recursive=recursive, allow_not_found=True)
         found = self.filesystem.get_file_info(selector)
         return sorted(info.path[len(self.root) + 1 :] for info in found if info.type == fs.FileType.File)
+
+
+def _create_exclusively(path: Path, content: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex}")
+    temporary.write_bytes(content)
+    try:
+        os.link(temporary, path)  # unlike a move it fails where the name is taken
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links: readers may see the file before its content
+        return _create_in_place(path, content)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _create_in_place(path: Path, content: bytes) -> bool:
+    try:
+        with path.open("xb") as stream:
+            stream.write(content)
+    except FileExistsError:
+        return False
+    return True

@@ -17,12 +17,15 @@ def verify(run_dir: str | Storage) -> list[str]:
         LedgerError: it is not a run directory.
     """
     ledger = Ledger.existing(run_dir)
-    if ledger.environment() is None:
-        return ["environment.json: missing"]
+    try:
+        if ledger.environment() is None:
+            return ["environment.json: missing"]
+        parent: str | None = ledger.parent_of(TEACHER_ROUND)
+    except LedgerError as error:  # without the two files at the root there is no chain to follow
+        return [str(error)]
     folders = {name.split("/")[1] for name in ledger.storage.names("rounds") if name.count("/") > 1}
     last = max((int(name) for name in folders if name.isdecimal()), default=TEACHER_ROUND)
     problems: list[str] = []
-    parent: str | None = ledger.parent_of(TEACHER_ROUND)
     for round in range(last + 1):
         found, parent = _check(ledger.round(round), parent, is_last=round == last)
         problems += found
@@ -51,7 +54,10 @@ def _check(folder: RoundFolder, parent: str | None, is_last: bool) -> tuple[list
     if commit["result"] != result_hash(folder.round, commit["parent"], commit["parts"]):
         problems.append(f"{where}: result is not the hash of its parts")
     if not problems:
-        parts = folder.parts()
+        try:
+            parts = folder.parts()
+        except LedgerError as error:
+            return [str(error)], commit["result"]
         problems = [
             f"{folder.name}: {part} is not what the commit says"
             for part in sorted(parts)

@@ -16,6 +16,7 @@ from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Annotations, Split, Video
 from pbd_ray.search.controller import compress
 from pbd_ray.search.ledger import Ledger
+from pbd_ray.search.owner import Owner
 from pbd_ray.search.state import (
     UNDROPPED,
     Alignment,
@@ -188,7 +189,9 @@ class World:
         self.timed += 1
         return {"p50_ms": self.latency_ms(model), "p95_ms": 99.0 + self.timed}
 
-    def run(self, run_dir: str | Storage, teacher: Model | None = None) -> Summary:
+    def run(
+        self, run_dir: str | Storage, teacher: Model | None = None, owner: Owner | None = None
+    ) -> Summary:
         return compress(
             self.recipe,
             self.split,
@@ -199,7 +202,7 @@ class World:
                 self.latency,
                 scored=lambda task, scores, final: self.told.append((task.name, scores, final)),
             ),
-            Ledger.open(run_dir, self.recipe),
+            Ledger.open(run_dir, self.recipe, owner),
             to_bundle=to_bundle,
             from_bundle=from_bundle,
             cost=lambda model: Cost(

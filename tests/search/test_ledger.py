@@ -9,8 +9,11 @@ import pytest
 from pbd_ray.search.environment import Environment, current_environment
 from pbd_ray.search.hashing import bytes_hash, table_hash
 from pbd_ray.search.ledger import Ledger, LedgerError
+from pbd_ray.search.round_folder import COMMIT_KEYS
 from pbd_ray.search.state import Slice, Work
 from pbd_ray.search.verify import verify
+
+COMMIT_OF_LISTS = json.dumps({key: [] for key in COMMIT_KEYS})
 
 
 def environment(**changes: Any) -> Environment:
@@ -221,10 +224,25 @@ def test_verify_finds_a_missing_round(finished: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", COMMIT_OF_LISTS])
 def test_verify_finds_a_broken_commit(finished: Path, text: str) -> None:
     (finished / "rounds/02/commit.json").write_text(text)
     assert verify(str(finished)) == ["rounds/02/commit.json: not a commit"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("environment.json", "{", "not valid JSON"),
+        ("environment.json", "[]", "not an environment"),
+        ("environment.json", "{}", "not an environment"),
+        ("recipe.yaml", "a: [", "not valid YAML"),
+    ],
+)
+def test_verify_finds_a_broken_root(finished: Path, name: str, text: str, problem: str) -> None:
+    (finished / name).write_text(text)
+    (found,) = verify(str(finished))
+    assert found.startswith(f"{finished}/{name}: {problem}")
 
 
 def test_verify_finds_content_at_odds_with_the_result(finished: Path) -> None:

@@ -103,3 +103,24 @@ def test_uri_keeps_the_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert Storage.at("runs/one").uri("ray") == f"{tmp_path}/runs/one/ray"
     remote = Storage(fs.LocalFileSystem(), "b/p", "s3://b/p/?region=us-east-1")
     assert remote.uri("ray") == "s3://b/p/ray?region=us-east-1"
+
+
+def test_create_writes_once(storage: Storage) -> None:
+    assert storage.create("a/b.json", b"first")
+    assert not storage.create("a/b.json", b"second")
+    assert storage.read("a/b.json") == b"first"
+    left = storage.filesystem.get_file_info(fs.FileSelector(storage.root, recursive=True))
+    assert [info.base_name for info in left if info.is_file] == ["b.json"]
+    assert storage.exclusive == (storage.filesystem.type_name == "local")
+
+
+def test_an_empty_root_is_removed_and_no_other(tmp_path: Path) -> None:
+    storage = Storage.at(str(tmp_path / "a" / "run"))
+    storage.make_root()
+    storage.write("x", b"1")
+    storage.remove_empty_root()
+    assert storage.exists("x")
+    (tmp_path / "a" / "run" / "x").unlink()
+    storage.remove_empty_root()
+    storage.remove_empty_root()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]

@@ -1,0 +1,167 @@
+"""Why a round dropped the block it dropped, from a `summary.json`: as numbers (pure) and as text."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pbd_ray.config import UserError
+
+_WIDTH = 160
+_MEANING = {
+    "map": "mAP of the student without the block on the scoring videos, higher is better",
+    "train_loss": "train loss of the student without the block on the scoring videos, lower is better",
+    "mse": "mean squared difference between the block's input and output, lower is better",
+    "given": "the recipe names the block (scoring.drops), nothing was scored",
+}
+
+
+@dataclass(frozen=True)
+class CandidateInfo:
+    """One candidate of a round; None where it was not, or could not be, computed."""
+
+    block: int
+    score: float | None
+    behind: float | None
+    """How much worse than the dropped block on the same videos, with its interval."""
+    low: float | None
+    high: float | None
+    videos: int
+    stopped: bool
+
+
+def candidates_info(entry: Mapping[str, Any]) -> tuple[CandidateInfo, ...]:
+    """Candidates of a round's entry in `summary.json`: the dropped block, then the others by score, best
+    first; those that racing stopped come after those scored on all videos."""
+    sign = -1.0 if entry["criterion"] == "map" else 1.0
+    found = [
+        CandidateInfo(
+            block=int(block),
+            score=facts["score"],
+            behind=facts["behind"],
+            low=facts["behind_low"],
+            high=facts["behind_high"],
+            videos=facts["videos"],
+            stopped=facts["stopped"],
+        )
+        for block, facts in entry["candidates"].items()
+    ]
+
+    def order(candidate: CandidateInfo) -> tuple[bool, bool, float, int]:
+        score = math.inf if candidate.score is None else sign * candidate.score
+        return candidate.block != entry["dropped_block"], candidate.stopped, score, candidate.block
+
+    return tuple(sorted(found, key=order))
+
+
+def explain_text(summary: Mapping[str, Any], round: int) -> str:
+    """All that decided a round, and what the drop cost and saved, as plain text.
+
+    Raises:
+        UserError: the summary has no such round.
+    """
+    entries = {entry["round"]: entry for entry in summary["rounds"]}
+    if round not in entries:
+        there = f"1 to {max(entries)}" if entries else "none yet"
+        raise UserError(f"round {round} is not among the committed rounds: {there}")
+    entry, teacher = entries[round], summary["teacher"]
+    criterion, candidates = entry["criterion"], candidates_info(entry)
+    lines = [
+        f"round {round}: block {entry['dropped_block']} went, {_numbers(entry['kept_blocks'])} stay",
+        f"criterion {criterion}: {_MEANING[criterion]}",
+    ]
+    if candidates:
+        lines += ["", _scores(candidates), "", *_choice(entry, candidates)]
+    rate = "nothing was trained" if entry["lr"] is None else f"{entry['lr']:.3g}, epoch {entry['epoch']}"
+    lines += ["", f"learning rate chosen: {rate}"]
+    lines += ["", _costs(teacher, entries.get(round - 1, teacher), entry), ""]
+    for subset, name in (("test", "interval"), ("selection", "selection_interval")):
+        if entry[name] is not None:
+            lines.append(f"headline mAP less the teacher's on {subset} videos: {_interval(entry[name])}")
+    seconds = [f"{stage} {value:.1f}" for stage, value in entry["seconds"].items()]
+    return "\n".join([*lines, f"seconds: {', '.join(seconds) or 'none measured'}"])
+
+
+def _scores(candidates: tuple[CandidateInfo, ...]) -> str:
+    rows = [
+        [
+            str(candidate.block),
+            _score(candidate.score),
+            _behind(candidate),
+            str(candidate.videos),
+            "went" if index == 0 else "stopped by racing" if candidate.stopped else "",
+        ]
+        for index, candidate in enumerate(candidates)
+    ]
+    return _table(["block", "score", "behind (interval)", "videos", ""], rows)
+
+
+def _choice(entry: Mapping[str, Any], candidates: tuple[CandidateInfo, ...]) -> list[str]:
+    lines = [f"the student before, nothing removed: {_score(entry['undropped_score'])}"]
+    lines.append(f"tie: {entry['tie'] or 'none'}")
+    if entry["near"]:
+        lines.append(f"within scoring.delta of the one that went: {_numbers(entry['near'])}")
+    if len(candidates) > 1:
+        second = candidates[1]
+        lines.append(
+            f"runner-up: block {second.block}, score {_score(second.score)}, behind {_behind(second)}"
+        )
+    return lines
+
+
+def _costs(teacher: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    depths = (teacher, before, after)
+    rows = [[f"mAP@{tiou}", *(f"{depth['map'][tiou]:.4f}" for depth in depths), ""] for tiou in after["map"]]
+    rows.append(["average mAP", *(f"{depth['average_map']:.4f}" for depth in depths), ""])
+    for name, key, unit in (
+        ("G MACs", "macs", 1e9),
+        ("G MACs of the blocks", "block_macs", 1e9),
+        ("M parameters", "params", 1e6),
+        ("ms a window", "latency_ms", 1.0),
+    ):
+        shown = [f"{depth[key] / unit:.4g}" for depth in depths]
+        rows.append([name, *shown, f"{after[key] / teacher[key]:.1%}"])
+    return _table(["", "teacher", "before", "after", "after / teacher"], rows)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    stream = io.StringIO()
+    Console(file=stream, width=_WIDTH, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+
+
+def _interval(interval: Mapping[str, Any]) -> str:
+    few = ", too few videos to rely on" if interval["unreliable"] else ""
+    return (
+        f"{interval['difference']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}] "
+        f"({interval['confidence']:.0%}, {interval['videos']} videos{few}): "
+        f"{interval['verdict']} with margin {interval['margin']:g}"
+    )
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
+
+
+def _behind(candidate: CandidateInfo) -> str:
+    if candidate.behind is None:
+        return "-"
+    if candidate.low is None or candidate.high is None:
+        return f"{candidate.behind:.4g}"
+    return f"{candidate.behind:.4g} [{candidate.low:.4g}, {candidate.high:.4g}]"
+
+
+def _numbers(values: list[int]) -> str:
+    return ", ".join(str(value) for value in values)
