@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import ray
 import ray.train
 from ray import tune
@@ -26,7 +25,9 @@ from pbd_ray.cluster.train_loop import read_checkpoint
 from pbd_ray.compression.epochs import EpochReport, choose_run, curves_table, finished_model
 from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.config import Recipe, RunError
+from pbd_ray.search.patience import patiently
 from pbd_ray.search.state import Alignment
+from pbd_ray.search.storage import Storage
 
 
 class AlignmentFailed(RunError):
@@ -128,8 +129,10 @@ class _Progress(tune.Callback):
 
 
 def _read(path: Path | str, storage: str) -> tuple[tuple[EpochReport, ...], Any]:
-    filesystem = pyarrow.fs.LocalFileSystem()
-    if "://" in storage:
-        filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage)
-    with ray.train.Checkpoint(str(path), filesystem).as_directory() as directory:
-        return read_checkpoint(Path(directory))
+    checkpoint = ray.train.Checkpoint(str(path), Storage.at(storage).filesystem)
+
+    def download() -> tuple[tuple[EpochReport, ...], Any]:
+        with checkpoint.as_directory() as directory:
+            return read_checkpoint(Path(directory))
+
+    return patiently(download, f"read {path}")
