@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +69,42 @@ def tiny_recipe() -> str:
 def video_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the embedded videos of tiny recipes are generated, once for all tests."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of an S3 server on this machine; credentials for it are in the environment."""
+    log = tmp_path_factory.mktemp("s3") / "server.log"
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"Running on http://(127\.0\.0\.1:\d+)", log.read_text())):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"no S3 server within 120 s: {log.read_text()}"
+            time.sleep(0.1)
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("AWS_ACCESS_KEY_ID", "test")
+            environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+            yield found[1]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture
+def s3_uri(s3_endpoint: str) -> Callable[[str], str]:
+    """s3_uri("a/run") -> URI of that path in a bucket of this test's own."""
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    request = urllib.request.Request(f"http://{s3_endpoint}/{bucket}", method="PUT")
+    with urllib.request.urlopen(request, timeout=30):
+        pass
+
+    def uri(path: str, endpoint: str = s3_endpoint) -> str:
+        return f"s3://{bucket}/{path}?scheme=http&endpoint_override={endpoint}&region=us-east-1"
+
+    return uri

@@ -15,18 +15,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import ray
 import ray.train
 from ray import tune
 
 from pbd_ray.cluster.lr_trial import TrialSpec, drive_trainer, run_name
+from pbd_ray.cluster.ray_storage import ray_storage
 from pbd_ray.cluster.session import HEAD_RESOURCE, worker_capacity
 from pbd_ray.cluster.train_loop import read_checkpoint
 from pbd_ray.compression.epochs import EpochReport, choose_run, curves_table, finished_model
 from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.config import Recipe, RunError
+from pbd_ray.search.patience import StorageError, one_line, patiently
 from pbd_ray.search.state import Alignment
+from pbd_ray.search.storage import Storage
+
+_STORAGE_TRACEBACK = "pyarrow/error.pxi"
+"""In the text of a trial's error, which is all that Tune hands on, where its storage failed."""
 
 
 class AlignmentFailed(RunError):
@@ -51,10 +56,12 @@ def sweep_learning_rates(
 
     Raises:
         AlignmentFailed: every run diverged or failed.
+        StorageError: a run's storage failed for good.
         KeyboardInterrupt: some did not end.
     """
     execution = recipe.execution
-    shared = TrialSpec(ray.put(job), name, storage, recipe)
+    files = ray_storage(storage)
+    shared = TrialSpec(ray.put(job), name, files, recipe)
     at_once = max(1, worker_capacity(execution) // execution.train_workers)
     if execution.max_concurrent_learning_rates is not None:
         at_once = min(at_once, execution.max_concurrent_learning_rates)
@@ -66,11 +73,12 @@ def sweep_learning_rates(
             trial_name_creator=lambda trial: run_name(name, trial.config["grid"][1]),
             trial_dirname_creator=lambda trial: run_name(name, trial.config["grid"][1]),
         ),
-        run_config=tune.RunConfig(
-            name=f"{name}-tune", storage_path=storage, verbose=0, callbacks=[_Progress(job, say)]
-        ),
+        run_config=tune.RunConfig(name=f"{name}-tune", verbose=0, callbacks=[_Progress(job, say)], **files),
     )
-    grid = tuner.fit()
+    try:
+        grid = tuner.fit()
+    except OSError as error:
+        raise _storage_failed(f"{name}: {one_line(error)}") from None
     results = [grid[place] for place in range(len(grid))]
     ended = {tuple(result.config["grid"]): result for result in results if result.config}
     missing = [rate for index, rate in enumerate(learning_rates) if (index, rate) not in ended]
@@ -87,6 +95,8 @@ def _choose(job: FineTuneJob, results: Sequence[Any], storage: str, say: Callabl
         path = None if result.error else result.metrics.get("last_checkpoint")
         if path is None:
             reason = " ".join(str(result.error or result.metrics.get("diverged")).split())
+            if _STORAGE_TRACEBACK in reason:  # without it this learning rate might have been chosen
+                raise _storage_failed(f"learning rate {rate:g}: {reason[-300:]}")
             problems.append(f"learning rate {rate:g}: {reason[-300:]}")
             say(problems[-1])
             continue
@@ -105,6 +115,10 @@ def _choose(job: FineTuneJob, results: Sequence[Any], storage: str, say: Callabl
         curves=curves_table(histories),
         measured={"train_seconds": seconds, "failed": problems},
     )
+
+
+def _storage_failed(problem: str) -> StorageError:
+    return StorageError(f"{problem}; the same command goes on from here")
 
 
 class _Progress(tune.Callback):
@@ -128,8 +142,10 @@ class _Progress(tune.Callback):
 
 
 def _read(path: Path | str, storage: str) -> tuple[tuple[EpochReport, ...], Any]:
-    filesystem = pyarrow.fs.LocalFileSystem()
-    if "://" in storage:
-        filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage)
-    with ray.train.Checkpoint(str(path), filesystem).as_directory() as directory:
-        return read_checkpoint(Path(directory))
+    checkpoint = ray.train.Checkpoint(str(path), Storage.at(storage).filesystem)
+
+    def download() -> tuple[tuple[EpochReport, ...], Any]:
+        with checkpoint.as_directory() as directory:
+            return read_checkpoint(Path(directory))
+
+    return patiently(download, f"read {path}")

@@ -27,7 +27,8 @@ class TrialSpec:
     job: Any
     """Reference to the FineTuneJob in the object store."""
     name: str
-    storage: str
+    storage: dict[str, Any]
+    """Keywords of RunConfig that say where its files are."""
     recipe: Recipe
 
 
@@ -54,11 +55,11 @@ def drive_trainer(config: dict[str, Any], run: TrialSpec) -> None:
         ),
         run_config=train_config.RunConfig(  # type: ignore[arg-type]
             name=run_name(run.name, rate),
-            storage_path=run.storage,
             failure_config=train_config.FailureConfig(max_failures=execution.task_retries),
             checkpoint_config=train_config.CheckpointConfig(num_to_keep=1),
             callbacks=[TuneReportCallback()],
             logging_config=train_config.LoggingConfig(log_level="WARNING"),
+            **run.storage,
         ),
     )
     result = trainer.fit()

@@ -15,6 +15,7 @@ import ray
 from ray import tune
 
 from pbd_ray.cluster.candidate_trial import Board, CandidateTrial
+from pbd_ray.cluster.ray_storage import ray_storage
 from pbd_ray.cluster.session import HEAD_RESOURCE
 from pbd_ray.compression.candidates import CandidateScore
 
@@ -42,9 +43,9 @@ class CandidateTrials:
             ),
             run_config=tune.RunConfig(
                 name=f"{name}-tune",
-                storage_path=storage,
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                **ray_storage(storage),
             ),
         )
         self._thread = threading.Thread(target=tuner.fit, name=f"tune-{name}", daemon=True)

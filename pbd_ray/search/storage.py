@@ -2,6 +2,7 @@
 
 Every write is atomic: a reader sees the old content, the new content, or no file. On a file system the
 content goes to a temporary neighbour that is moved into place; an object store's single upload is atomic.
+Operations that fail are tried again as `patience` says; all of them may be repeated.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import contextlib
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +24,21 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pbd_ray.config import UserError
+from pbd_ray.search.patience import one_line, patiently
 
 TEMPORARY = ".tmp-"
 """In the name of every half-written file; such files count for nothing and are swept on open."""
 
+CONNECT_SECONDS = 5.0
+SILENCE_SECONDS = 10.0
+"""An object store that sends and takes nothing for so long counts as failed."""
+
 _OBJECT_STORES = ("s3", "gcs", "abfs")
+_SECRET = re.compile(r"[^:/]+://[^/@]*:[^/@]*@")
 
 
 class LedgerError(UserError):
     """The run directory cannot be used as asked. The message is one line for the user."""
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())
 
 
 class Storage:
@@ -51,22 +56,23 @@ class Storage:
         """Storage at a local path (relative paths too) or a file://, s3://, gs:// URI.
 
         Raises:
-            LedgerError: the location is not one pyarrow knows, cannot be reached, or is a file.
+            LedgerError: the location is not one pyarrow knows, is a file, or its bucket does not exist.
+            StorageDenied, StorageError: it cannot be reached.
         """
-        try:
-            if "://" in location:
-                filesystem, root = fs.FileSystem.from_uri(location)
-            else:
-                location = root = os.path.abspath(os.path.expanduser(location))
-                filesystem = fs.LocalFileSystem()
-            kind = filesystem.get_file_info(root).type if root.strip("/") else fs.FileType.NotFound
-        except (pa.ArrowException, OSError) as error:
-            raise LedgerError(f"run_dir '{location}': {one_line(error)}") from None
+        if "://" in location:
+            filesystem, root = _from_uri(location)
+        else:
+            location = root = os.path.abspath(os.path.expanduser(location))
+            filesystem = fs.LocalFileSystem()
         if not root.strip("/"):
             raise LedgerError(f"run_dir '{location}' names no directory")
-        if kind == fs.FileType.File:
+        storage = cls(filesystem, root, location)
+        bucket = root.partition("/")[0]
+        if storage._single_put and storage._kind(bucket) == fs.FileType.NotFound:
+            raise LedgerError(f"run_dir '{location}': there is no bucket '{bucket}'")
+        if storage._kind(root) == fs.FileType.File:
             raise LedgerError(f"run_dir '{location}' is a file, not a directory")
-        return cls(filesystem, root, location)
+        return storage
 
     def uri(self, name: str) -> str:
         """Path or URI of a name, for those who open it themselves."""
@@ -78,7 +84,7 @@ class Storage:
         return tuple(name for name in self._all_names(folder, recursive) if TEMPORARY not in name)
 
     def exists(self, name: str) -> bool:
-        return bool(self.filesystem.get_file_info(self._path(name)).type == fs.FileType.File)
+        return bool(self._kind(self._path(name)) == fs.FileType.File)
 
     def read(self, name: str) -> bytes:
         """The content of a file.
@@ -86,19 +92,27 @@ class Storage:
         Raises:
             FileNotFoundError: there is none of that name.
         """
-        with self.filesystem.open_input_stream(self._path(name), compression=None) as stream:
-            return bytes(stream.read())
+
+        def get() -> bytes:
+            with self.filesystem.open_input_stream(self._path(name), compression=None) as stream:
+                return bytes(stream.read())
+
+        return patiently(get, f"read {self.uri(name)}")
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file atomically, over an older one of that name if there is one."""
         path = self._path(name)
-        if self._single_put:
-            self._put(path, content)
-            return
-        self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        temporary = f"{path}{TEMPORARY}{uuid.uuid4().hex}"
-        self._put(temporary, content)
-        self.filesystem.move(temporary, path)
+
+        def put() -> None:
+            if self._single_put:
+                self._put(path, content)
+                return
+            self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            temporary = f"{path}{TEMPORARY}{uuid.uuid4().hex}"
+            self._put(temporary, content)
+            self.filesystem.move(temporary, path)
+
+        patiently(put, f"write {self.uri(name)}")
 
     @property
     def exclusive(self) -> bool:
@@ -168,8 +182,13 @@ class Storage:
 
     def remove_folder(self, folder: str) -> None:
         """Delete a folder and all in it; nothing happens where there is none."""
-        if self.filesystem.get_file_info(self._path(folder)).type == fs.FileType.Directory:
-            self.filesystem.delete_dir(self._path(folder))
+        path = self._path(folder)
+
+        def remove() -> None:
+            if self.filesystem.get_file_info(path).type == fs.FileType.Directory:
+                self.filesystem.delete_dir(path)
+
+        patiently(remove, f"delete {self.uri(folder)}")
 
     def remove_empty_root(self) -> None:
         """Delete the root directory if nothing is in it; an object store has no empty directories."""
@@ -181,18 +200,22 @@ class Storage:
         """Delete the half-written files a killed driver left below a folder."""
         for name in self._all_names(folder, recursive):
             if TEMPORARY in name.rpartition("/")[2]:
-                self.filesystem.delete_file(self._path(name))
+                with contextlib.suppress(FileNotFoundError):  # deleted, though the answer was lost
+                    patiently(partial(self.filesystem.delete_file, self._path(name)), f"delete {name}")
 
     def _put(self, path: str, content: bytes) -> None:
         with self.filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(content)
+
+    def _kind(self, path: str) -> Any:
+        return patiently(lambda: self.filesystem.get_file_info(path).type, f"look up {path}")
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
 
     def _all_names(self, folder: str, recursive: bool) -> list[str]:
         selector = fs.FileSelector(self._path(folder), recursive=recursive, allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
+        found = patiently(lambda: self.filesystem.get_file_info(selector), f"list {self.uri(folder)}")
         return sorted(info.path[len(self.root) + 1 :] for info in found if info.type == fs.FileType.File)
 
 
@@ -218,3 +241,28 @@ def _create_in_place(path: Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _from_uri(location: str) -> tuple[fs.FileSystem, str]:
+    """File system and path of a URI, with bounds on what a request may take and no retries of its own.
+
+    Raises:
+        LedgerError: pyarrow does not know the URI, or it holds a secret, which logs and files would show.
+    """
+    if _SECRET.match(location):
+        raise LedgerError("run_dir: credentials belong in the environment, not in the URI")
+    try:
+        filesystem, root = fs.FileSystem.from_uri(location)
+    except (pa.ArrowException, OSError) as error:
+        raise LedgerError(f"run_dir '{location}': {one_line(error)}") from None
+    limits: dict[str, Any] = {}
+    if filesystem.type_name == "s3":
+        limits["connect_timeout"], limits["request_timeout"] = CONNECT_SECONDS, SILENCE_SECONDS
+        limits["retry_strategy"] = fs.AwsStandardS3RetryStrategy(max_attempts=1)
+    elif filesystem.type_name == "gcs":
+        limits["retry_time_limit"] = timedelta(seconds=SILENCE_SECONDS)
+    if limits:
+        # A URI cannot say these; what it did say is in the options that a file system is copied with.
+        _, (options,) = filesystem.__reduce__()
+        filesystem = type(filesystem)(**(options | limits))
+    return filesystem, root

@@ -12,6 +12,8 @@ import pytest
 
 from pbd_ray.cluster.run import run_compression
 from pbd_ray.config import load_recipe
+from pbd_ray.search.ledger import Ledger
+from pbd_ray.search.storage import Storage
 from pbd_ray.search.verify import verify
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -28,6 +30,24 @@ def in_process(tiny_recipe: str, video_cache: Path, tmp_path_factory: pytest.Tem
     run_dir = tmp_path_factory.mktemp("local") / "run"
     run_compression(load_recipe(tiny_recipe, [*_overrides(run_dir, video_cache), "backend=local"]))
     return run_dir
+
+
+def test_run_dir_on_s3(
+    start: Start, tiny_recipe: str, video_cache: Path, tmp_path: Path, s3_uri: Callable[[str], str]
+) -> None:
+    """Ledger, Tune and Train on S3 with credentials from the environment: the result of a local run_dir."""
+    local, run_dir, shorter = tmp_path / "local", s3_uri("runs/tiny"), "stopping.max_drops=1"
+    run_compression(load_recipe(tiny_recipe, [*_overrides(local, video_cache), shorter, "backend=local"]))
+    driver = start(["jobs/compress.py", tiny_recipe, *_overrides(run_dir, video_cache), shorter])
+    log = driver.wait()
+    assert driver.process.returncode == 0, log
+    driver.assert_nothing_left()
+    records = Ledger.existing(run_dir).committed()
+    assert [record.result for record in records] == _results(local)
+    assert verify(run_dir) == []
+    there = Storage.at(run_dir)
+    assert there.exists("frontier.png")
+    assert there.names("ray") == (), "the cluster's own files go with the commit"
 
 
 @pytest.mark.chaos
@@ -104,7 +124,7 @@ def test_submitted_job(start: Start, video_cache: Path, tmp_path: Path) -> None:
     assert "SUCCEEDED" in log
 
 
-def _overrides(run_dir: Path, cache: Path) -> list[str]:
+def _overrides(run_dir: Path | str, cache: Path) -> list[str]:
     return [f"run_dir={run_dir}", f"cache_dir={cache}"]
 
 

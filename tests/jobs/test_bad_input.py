@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 
 from pbd_ray.config import load_recipe
 from pbd_ray.data import synthetic
+from pbd_ray.search import patience
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +145,63 @@ def test_run_dir_of_another_recipe(
     assert outcome.status == 2
     assert "holds another experiment: seed: 0 -> 5" in _error(outcome.err)
     assert _content(tmp_path / "run") == before
+
+
+def test_bucket_that_is_not_there(
+    tiny_recipe: str, s3_uri: Callable[[str], str], run_job: Callable[..., Any]
+) -> None:
+    place = s3_uri("run").replace("s3://", "s3://no-such-")
+    outcome = run_job("compress.py", tiny_recipe, f"run_dir={place}", "backend=local")
+    assert outcome.status == 2
+    assert "there is no bucket 'no-such-bucket-" in _error(outcome.err)
+
+
+def test_bucket_without_credentials(tiny_recipe: str, refusing_s3: str, run_job: Callable[..., Any]) -> None:
+    """What S3 answers to an unsigned request is 403; pyarrow's client sends one when it finds no key."""
+    place = f"s3://bucket/run?scheme=http&endpoint_override={refusing_s3}&region=us-east-1"
+    outcome = run_job("compress.py", tiny_recipe, f"run_dir={place}", "backend=local")
+    assert outcome.status == 2
+    assert re.search(r"cannot look up bucket: .*AWS Error ACCESS_DENIED", _error(outcome.err))
+
+
+def test_credentials_in_the_uri(tiny_recipe: str, run_job: Callable[..., Any]) -> None:
+    outcome = run_job("compress.py", tiny_recipe, "run_dir=s3://key:secret@bucket/run", "backend=local")
+    assert outcome.status == 2
+    assert "credentials belong in the environment" in _error(outcome.err)
+    assert "secret" not in outcome.out + outcome.err
+
+
+def test_storage_that_fails_for_good(
+    tiny_recipe: str, s3_uri: Callable[..., str], run_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status 1: nothing the user wrote is wrong."""
+    monkeypatch.setattr(patience, "sleep", lambda seconds: None)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        place = s3_uri("run", f"127.0.0.1:{closed.getsockname()[1]}")
+        outcome = run_job("compress.py", tiny_recipe, f"run_dir={place}", "backend=local")
+    assert outcome.status == 1
+    assert _error(outcome.err).endswith("(tried 5 times); the same command goes on from here")
+
+
+@pytest.fixture
+def refusing_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """host:port of a server that refuses unsigned requests, and an environment without a key."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200 if "Authorization" in self.headers else 403)
+            self.end_headers()
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.mark.integration

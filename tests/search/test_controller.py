@@ -109,6 +109,18 @@ def test_results_do_not_depend_on_where_or_when(tmp_path: Path, make_world) -> N
     assert results(make_world().run(subtree)) == expected
 
 
+def test_on_s3_killed_and_started_again(tmp_path: Path, make_world, mortal, killed, s3_uri) -> None:
+    writes, expected = count_writes(make_world, mortal, tmp_path / "local")
+    for lifetime in (7, writes // 2, writes - 2):
+        run_dir, world = s3_uri(f"runs/{lifetime}"), make_world({"experiment__stopping": RULES})
+        with pytest.raises(killed):
+            world.run(mortal(run_dir, lifetime))
+        assert results(world.run(run_dir)) == expected, lifetime
+        assert verify(run_dir) == []
+        assert max(Counter(world.slices).values()) == 1
+        assert not [name for name in Storage.at(run_dir)._all_names("", True) if TEMPORARY in name]
+
+
 @pytest.mark.parametrize("change", [{"experiment__seed": 1}, {"experiment__name": "other"}])
 def test_results_depend_on_the_experiment(tmp_path: Path, make_world, change: dict[str, Any]) -> None:
     assert set(results(make_world().run(str(tmp_path / "a")))).isdisjoint(
