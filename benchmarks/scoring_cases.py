@@ -145,7 +145,7 @@ def check_proposals(case: Case) -> None:
     with torch.inference_mode():
         for batch in inference_batches(case.source, case.paired[0], config.grid, window_batch):
             output = detector(batch.frames, batch.mask)
-            for window in decode(output, batch.windows, config.grid, config.postprocess):
+            for window in decode(output, batch.windows, config.postprocess):
                 assert len(window.scores) == config.postprocess.pre_nms_top, len(window.scores)
 
 
