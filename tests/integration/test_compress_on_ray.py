@@ -33,12 +33,19 @@ def in_process(tiny_recipe: str, video_cache: Path, tmp_path_factory: pytest.Tem
 
 
 def test_run_dir_on_s3(
-    start: Start, tiny_recipe: str, video_cache: Path, tmp_path: Path, s3_uri: Callable[[str], str]
+    start: Start,
+    in_process: Path,
+    tiny_recipe: str,
+    video_cache: Path,
+    tmp_path: Path,
+    s3_uri: Callable[[str], str],
 ) -> None:
     """Ledger, Tune and Train on S3 with credentials from the environment: the result of a local run_dir."""
-    local, run_dir, shorter = tmp_path / "local", s3_uri("runs/tiny"), "stopping.max_drops=1"
-    run_compression(load_recipe(tiny_recipe, [*_overrides(local, video_cache), shorter, "backend=local"]))
-    driver = start(["jobs/compress.py", tiny_recipe, *_overrides(run_dir, video_cache), shorter])
+    local, run_dir = tmp_path / "local", s3_uri("runs/tiny")
+    shorter = [f"teacher.source={in_process / 'teacher'}", "stopping.max_drops=1"]
+    shorter.append("alignment.learning_rates=[1.0e-3]")
+    run_compression(load_recipe(tiny_recipe, [*_overrides(local, video_cache), *shorter, "backend=local"]))
+    driver = start(["jobs/compress.py", tiny_recipe, *_overrides(run_dir, video_cache), *shorter])
     log = driver.wait()
     assert driver.process.returncode == 0, log
     driver.assert_nothing_left()
