@@ -39,6 +39,11 @@ class RunError(RuntimeError):
     same command goes on from there: jobs print the message, one line, and exit with status 1."""
 
 
+def one_line(problem: object) -> str:
+    """An error, or what else says what went wrong, as text on one line."""
+    return " ".join(str(problem).split())
+
+
 class ConfigError(UserError):
     """A recipe, an override or a path in it is wrong."""
 
@@ -567,11 +572,11 @@ def _read(name_or_path: str) -> tuple[str, dict[str, Any]]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name_or_path}: cannot be read: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"{name_or_path}: cannot be read: {one_line(error)}") from None
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name_or_path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{name_or_path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{name_or_path}: expected a mapping with 'experiment' and 'execution'")
     # A YAML alias is one object in two places: an override of one must not change the other.

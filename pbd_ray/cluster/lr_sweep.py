@@ -25,8 +25,8 @@ from pbd_ray.cluster.session import HEAD_RESOURCE, worker_capacity
 from pbd_ray.cluster.train_loop import read_checkpoint
 from pbd_ray.compression.epochs import EpochReport, choose_run, curves_table, finished_model
 from pbd_ray.compression.jobs import FineTuneJob
-from pbd_ray.config import Recipe, RunError
-from pbd_ray.search.patience import StorageError, one_line, patiently
+from pbd_ray.config import Recipe, RunError, one_line
+from pbd_ray.search.patience import StorageError, patiently
 from pbd_ray.search.state import Alignment
 from pbd_ray.search.storage import Storage
 
@@ -94,7 +94,7 @@ def _choose(job: FineTuneJob, results: Sequence[Any], storage: str, say: Callabl
         index, rate = result.config["grid"]
         path = None if result.error else result.metrics.get("last_checkpoint")
         if path is None:
-            reason = " ".join(str(result.error or result.metrics.get("diverged")).split())
+            reason = one_line(result.error or result.metrics.get("diverged"))
             if _STORAGE_TRACEBACK in reason:  # without it this learning rate might have been chosen
                 raise _storage_failed(f"learning rate {rate:g}: {reason[-300:]}")
             problems.append(f"learning rate {rate:g}: {reason[-300:]}")

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from pbd_ray.cluster.monitoring import throttled
 from pbd_ray.cluster.session import worker_capacity, worker_resources
-from pbd_ray.config import Recipe, RunError, UserError
+from pbd_ray.config import Recipe, RunError, UserError, one_line
 from pbd_ray.data.annotations import Annotations, Video
 from pbd_ray.search.state import Feed, Model, SweepTask, Work
 
@@ -239,8 +239,7 @@ class _Sweep:
         if self._losses[index] >= tries:
             what = "its start" if index is None else f"slice {index}"
             raise WorkersLost(
-                f"{self._task.name}: {what} took down {self._losses[index]} workers: "
-                f"{' '.join(str(error).split())[:300]}"
+                f"{self._task.name}: {what} took down {self._losses[index]} workers: {one_line(error)[:300]}"
             ) from None
         if work is not None:
             self._feed.put_back(work)

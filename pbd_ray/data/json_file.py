@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pbd_ray.config import UserError
+from pbd_ray.config import UserError, one_line
 
 LARGEST = 1e9
 """Beyond this a number of seconds, frames or score is a broken file; int64 and float64 stay exact below."""
@@ -55,7 +55,7 @@ class JsonNode:
         except AnnotationError:
             raise
         except (ValueError, RecursionError) as error:
-            raise AnnotationError(f"{path}: not JSON: {' '.join(str(error).split())}") from None
+            raise AnnotationError(f"{path}: not JSON: {one_line(error)}") from None
 
     def error(self, problem: str) -> AnnotationError:
         node, field = self, ""

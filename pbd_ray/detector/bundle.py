@@ -21,7 +21,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from pbd_ray.config import DetectorConfig, UserError
+from pbd_ray.config import DetectorConfig, UserError, one_line
 from pbd_ray.detector.detector import Detector
 
 CONFIG_FILE = "config.json"
@@ -97,7 +97,7 @@ def bundle_from_files(files: Mapping[str, bytes], source: str = "bundle") -> Bun
     try:
         tensors = tensors_from_bytes(files[WEIGHTS_FILE])
     except SafetensorError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise BundleError(f"{source}/{WEIGHTS_FILE}: not a safetensors file: {reason}") from None
     _check_tensors(f"{source}/{WEIGHTS_FILE}", tensors, detector.state_dict())
     detector.load_state_dict(tensors)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from pbd_ray.config import UserError
+from pbd_ray.config import UserError, one_line
 
 Tensors = Mapping[str, Tensor]
 
@@ -196,4 +196,4 @@ def _parsed(text: str | None) -> dict[str, Any]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(error)[:200]

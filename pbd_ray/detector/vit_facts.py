@@ -15,7 +15,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from pbd_ray.config import BackboneConfig
+from pbd_ray.config import BackboneConfig, one_line
 from pbd_ray.detector.pretrained import PretrainedError, WeightFile
 from pbd_ray.detector.videomae import NORM_EPS, PIXEL_MEAN, PIXEL_STD
 
@@ -92,7 +92,7 @@ def _timm_facts(source: str, facts: Mapping[str, Any]) -> Facts:
         with torch.device("meta"):
             model = timm.create_model(name, **arguments)
     except Exception as error:  # a config from anywhere may ask timm for anything
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise PretrainedError(f"{source}: timm cannot build its architecture {name!r}: {reason}") from None
     if not isinstance(model, VisionTransformer):
         raise PretrainedError(

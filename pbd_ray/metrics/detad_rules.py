@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from pbd_ray.config import ConfigError, Count, Fraction, Section
+from pbd_ray.config import ConfigError, Count, Fraction, Section, one_line
 
 Characteristic = Literal["coverage", "length", "num-instances"]
 """Of an instance: its length over its video's, its length in seconds, instances of its class in its video."""
@@ -93,4 +93,4 @@ def load_rules(name_or_path: str) -> DetadRules:
         key = ".".join(str(part) for part in problem["loc"])
         raise ConfigError(f"{path}: {key}: {problem['msg'].removeprefix('Value error, ')}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: cannot be read: {one_line(error)}") from None

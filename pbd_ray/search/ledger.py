@@ -20,12 +20,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pbd_ray.config import Recipe, differences, experiment_hash
+from pbd_ray.config import Recipe, differences, experiment_hash, one_line
 from pbd_ray.search.environment import Environment, exactness_changes
 from pbd_ray.search.hashing import value_hash
 from pbd_ray.search.owner import FOLDER as OWNERS
 from pbd_ray.search.owner import Owner, require
-from pbd_ray.search.patience import one_line
 from pbd_ray.search.round_folder import RoundFolder
 from pbd_ray.search.state import TEACHER_ROUND, RoundRecord
 from pbd_ray.search.storage import LedgerError, Storage

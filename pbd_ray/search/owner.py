@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from pbd_ray.search.patience import one_line
+from pbd_ray.config import one_line
 from pbd_ray.search.process import Process, lives, this_process
 from pbd_ray.search.storage import LedgerError, Storage
 

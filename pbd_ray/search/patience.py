@@ -14,7 +14,7 @@ from collections.abc import Callable
 from time import sleep
 from typing import TypeVar
 
-from pbd_ray.config import RunError, UserError
+from pbd_ray.config import RunError, UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,6 @@ class StorageError(RunError):
 
 class StorageDenied(UserError):
     """The storage may not be used like this: no permission, no such bucket, no directory."""
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())
 
 
 def patiently(action: Callable[[], T], what: str) -> T:

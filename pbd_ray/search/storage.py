@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pbd_ray.config import UserError
-from pbd_ray.search.patience import one_line, patiently
+from pbd_ray.config import UserError, one_line
+from pbd_ray.search.patience import patiently
 
 TEMPORARY = ".tmp-"
 """In the name of every half-written file; such files count for nothing and are swept on open."""
