@@ -15,6 +15,9 @@ PYTHON := $(shell for p in python3.11 python3 python; do \
 endif
 # Tests that are quick and start no Ray: what to run before every commit.
 FAST := not slow and not integration and not chaos
+# A real Ray wants the machine for itself; everything else runs side by side, a file in one process.
+RAY := integration or chaos
+SIDE_BY_SIDE := -n auto --dist loadfile
 
 .PHONY: help demo test check clean
 
@@ -26,12 +29,14 @@ demo: $(VENV)/.installed ## install, then compress a small detector through a re
 	$(BIN)/python -m pbd_ray.cluster.demo
 
 test: $(VENV)/.installed-dev lint ## install, lint, type-check, then run every test
-	@echo "test: every test (unit, golden, integration, chaos)"
-	$(BIN)/python -m pytest
+	@echo "test: without Ray (unit, golden)"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not ($(RAY))"
+	@echo "test: on a real Ray (integration, chaos)"
+	$(BIN)/python -m pytest -m "$(RAY)"
 
 check: $(VENV)/.installed-dev lint ## install, lint, type-check, then run the fast tests: the one command before a commit
 	@echo "check: the fast tests ($(FAST))"
-	$(BIN)/python -m pytest -m "$(FAST)"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(FAST)"
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev

@@ -317,6 +317,34 @@ class ScoringConfig(Section):
         return RacingConfig() if value is True else None if value is False else value
 
 
+class LogGrid(Section):
+    """`count` values from `low` to `high`, equally far apart on a log scale, to five digits."""
+
+    low: Positive
+    high: Positive
+    count: Count
+
+    @model_validator(mode="after")
+    def _rises(self) -> LogGrid:
+        if self.count < 2 or self.high <= self.low:
+            raise ValueError(f"{self.count} values from low {self.low:g} to high {self.high:g} are no grid")
+        return self
+
+    def values(self) -> tuple[float, ...]:
+        ratio = self.high / self.low
+        return tuple(
+            float(f"{self.low * ratio ** (step / (self.count - 1)):.5g}") for step in range(self.count)
+        )
+
+
+class HalvingConfig(Section):
+    """Successive halving of the learning-rate grid (arXiv 1502.07943, algorithm 1), in rungs."""
+
+    first_epochs: Count = 1
+    """Epochs to the end of the first rung. The better half by selection mAP goes on to twice as many, and
+    so on; the last one left trains to the end of its schedule."""
+
+
 class AlignmentConfig(Section):
     """LoRA fine-tuning of the shallower student against the uncompressed teacher (paper, section 3.3)."""
 
@@ -324,7 +352,13 @@ class AlignmentConfig(Section):
     rank: Count | None = None
     """LoRA rank; None: embed_dim / 4."""
     learning_rates: tuple[Positive, ...] = (1e-5, 3.1623e-5, 1e-4, 3.1623e-4, 1e-3)
-    """Grid of the backbone group (LoRA, norms, patch embedding), log-spaced in [1e-5, 1e-3]."""
+    """Grid of the backbone group (LoRA, norms, patch embedding), log-spaced in [1e-5, 1e-3]. In a recipe
+    `{low: 1.0e-5, high: 1.0e-3, count: 5}` is this list."""
+    halving: HalvingConfig | None = None
+    """`on` or `{first_epochs: n}`: not every learning rate trains to the end."""
+    prior_steps: Count | None = None
+    """From round 2 on, only learning rates within so many steps of the grid of the one that the round before
+    chose; None: the whole grid in every round, as the paper does."""
     optimizer: OptimizerConfig = OptimizerConfig()
     feature_loss: bool = True
     prediction_loss: bool = True
@@ -336,12 +370,31 @@ class AlignmentConfig(Section):
     select_every_epochs: Count = 1
     """Selection mAP is measured after every this many epochs, and always after the last."""
 
+    @field_validator("learning_rates", mode="before")
+    @classmethod
+    def _log_grid(cls, value: object) -> object:
+        return LogGrid.model_validate(value).values() if isinstance(value, dict) else value
+
+    @field_validator("halving", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: object) -> object:
+        return HalvingConfig() if value is True else None if value is False else value
+
     @model_validator(mode="after")
     def _grid_is_a_set(self) -> AlignmentConfig:
         if not self.learning_rates and self.trainable != "none":
             raise ValueError("learning_rates is empty")
         if len(set(self.learning_rates)) != len(self.learning_rates):
             raise ValueError(f"learning_rates has a value twice: {list(self.learning_rates)}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_rung_ends_before_the_run(self) -> AlignmentConfig:
+        if self.halving is not None and self.halving.first_epochs >= self.optimizer.epochs:
+            raise ValueError(
+                f"halving.first_epochs {self.halving.first_epochs} is not less than optimizer.epochs "
+                f"{self.optimizer.epochs}"
+            )
         return self
 
 

@@ -54,6 +54,8 @@ def reference_file() -> Callable[[str], Path]:
 def fixed_seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+    # As in every worker of a run; test files run side by side.
+    torch.set_num_threads(1)
 
 
 TINY = str(Path(__file__).parent / "recipes" / "tiny.yaml")

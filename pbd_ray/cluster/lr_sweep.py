@@ -1,5 +1,8 @@
 """The learning-rate grid: one Tune trial per learning rate, each a Ray Train run.
 
+With successive halving every rung is a Tune sweep of its own over what is left of the grid, and the Train
+runs go on from their checkpoints under the same names.
+
 How the resources add up: a trial only drives its trainer and holds no CPU (0.001 of the head's own
 resource), so trials never take what workers need. A trainer's gang is `train_workers` bundles of
 `cpus_per_worker` CPUs (and GPUs); at most floor(workers the nodes hold / train_workers) trials run at
@@ -10,43 +13,43 @@ been released before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 from ray import tune
+from safetensors.torch import load
 
 from pbd_ray.cluster.lr_trial import TrialSpec, drive_trainer, run_name
 from pbd_ray.cluster.ray_storage import ray_storage
 from pbd_ray.cluster.session import HEAD_RESOURCE, worker_capacity
-from pbd_ray.cluster.train_loop import read_checkpoint
-from pbd_ray.compression.epochs import EpochReport, choose_run, curves_table, finished_model
+from pbd_ray.cluster.train_loop import HISTORY, STATE
+from pbd_ray.compression.blocks import Model
+from pbd_ray.compression.epochs import finished_model, history_from_json
+from pbd_ray.compression.finetune import Diverged
 from pbd_ray.compression.jobs import FineTuneJob
-from pbd_ray.config import Recipe, RunError, one_line
+from pbd_ray.config import Execution, Recipe, RunError, one_line
 from pbd_ray.search.patience import StorageError, patiently
+from pbd_ray.search.rate_search import GridRate, RateRun, chosen_alignment, search_rates
 from pbd_ray.search.state import Alignment
 from pbd_ray.search.storage import Storage
 
-_STORAGE_TRACEBACK = "pyarrow/error.pxi"
-"""In the text of a trial's error, which is all that Tune hands on, where its storage failed."""
-
 
 class AlignmentFailed(RunError):
-    """No learning rate ended with a usable model."""
+    """A learning rate could not be trained to its end, or none ended with a usable model."""
 
 
 def sweep_learning_rates(
     job: FineTuneJob,
-    learning_rates: Sequence[float],
+    grid: Sequence[GridRate],
     name: str,
     storage: str,
     recipe: Recipe,
     say: Callable[[str], None],
 ) -> Alignment:
-    """Fine-tune with every learning rate and return the model that is best on the selection videos.
+    """Fine-tune with the learning rates of a grid and return the model that is best on the selection videos.
 
     Interrupted and started again with the same `name` and `storage`, every run goes on at its epoch.
 
@@ -55,77 +58,100 @@ def sweep_learning_rates(
         storage: directory or URI for Tune's and Train's files.
 
     Raises:
-        AlignmentFailed: every run diverged or failed.
-        StorageError: a run's storage failed for good.
+        AlignmentFailed: every run diverged, or one failed otherwise, for good: without it another learning
+            rate might be chosen.
+        StorageError: Tune's storage failed for good.
         KeyboardInterrupt: some did not end.
     """
-    execution = recipe.execution
-    files = ray_storage(storage)
-    shared = TrialSpec(ray.put(job), name, files, recipe)
-    at_once = max(1, worker_capacity(execution) // execution.train_workers)
-    if execution.max_concurrent_learning_rates is not None:
-        at_once = min(at_once, execution.max_concurrent_learning_rates)
+    shared = ray.put(job)
+    checkpoints: dict[GridRate, str | None] = {}
+
+    def train(entries: Sequence[GridRate], until: int) -> Mapping[GridRate, RateRun]:
+        spec = TrialSpec(shared, name, ray_storage(storage), recipe, until)
+        runs = {}
+        for entry, ended in _sweep(entries, spec, say).items():
+            path, diverged = ended["last_checkpoint"], ended["diverged"]
+            checkpoints[entry] = path
+            history = () if path is None else history_from_json(_read(path, HISTORY, storage).decode())
+            runs[entry] = RateRun(history, diverged)
+            if diverged is not None:
+                say(f"learning rate {entry.rate:g}: {diverged}")
+        return runs
+
+    def model_of(chosen: GridRate) -> Model:
+        path = checkpoints[chosen]
+        assert path is not None, "a run that is chosen has epochs behind it"
+        own = replace(job, learning_rate=chosen.rate, grid_index=chosen.index)
+        return finished_model(own, load(_read(path, STATE, storage)))
+
+    try:
+        runs = search_rates(grid, job.config, train)
+    except Diverged as reason:
+        raise AlignmentFailed(f"no learning rate ended well: {reason}") from None
+    return chosen_alignment(runs, job.config.optimizer.epochs, model_of)
+
+
+def _sweep(
+    entries: Sequence[GridRate], spec: TrialSpec, say: Callable[[str], None]
+) -> dict[GridRate, Mapping[str, Any]]:
+    """One Tune sweep; what every trial reported last."""
+    sweep = f"{spec.name}-until-{spec.until}-tune"
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(drive_trainer, run=shared), {HEAD_RESOURCE: 0.001}),
-        param_space={"grid": tune.grid_search(list(enumerate(learning_rates)))},
+        tune.with_resources(tune.with_parameters(drive_trainer, run=spec), {HEAD_RESOURCE: 0.001}),
+        param_space={"grid": tune.grid_search([(entry.index, entry.rate) for entry in entries])},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=at_once,
-            trial_name_creator=lambda trial: run_name(name, trial.config["grid"][1]),
-            trial_dirname_creator=lambda trial: run_name(name, trial.config["grid"][1]),
+            max_concurrent_trials=_at_once(spec.recipe.execution),
+            trial_name_creator=lambda trial: run_name(spec.name, trial.config["grid"][1]),
+            trial_dirname_creator=lambda trial: run_name(spec.name, trial.config["grid"][1]),
         ),
-        run_config=tune.RunConfig(name=f"{name}-tune", verbose=0, callbacks=[_Progress(job, say)], **files),
+        run_config=tune.RunConfig(
+            name=sweep, verbose=0, callbacks=[_Progress(spec.until, say)], **spec.storage
+        ),
     )
     try:
-        grid = tuner.fit()
+        results = tuner.fit()
     except OSError as error:
-        raise _storage_failed(f"{name}: {one_line(error)}") from None
-    results = [grid[place] for place in range(len(grid))]
-    ended = {tuple(result.config["grid"]): result for result in results if result.config}
-    missing = [rate for index, rate in enumerate(learning_rates) if (index, rate) not in ended]
+        raise StorageError(f"{sweep}: {one_line(error)}; {_GOES_ON}") from None
+    listed = [results[place] for place in range(len(results))]
+    ended = {tuple(result.config["grid"]): result for result in listed if result.config}
+    missing = [entry.rate for entry in entries if (entry.index, entry.rate) not in ended]
     if missing:  # Tune takes an interrupt for itself and returns as if all were well
-        raise KeyboardInterrupt(f"{name}: learning rates {missing} have not ended")
-    return _choose(job, [ended[pair] for pair in enumerate(learning_rates)], storage, say)
+        raise KeyboardInterrupt(f"{sweep}: learning rates {missing} have not ended")
+    return {entry: _reported(entry, ended[entry.index, entry.rate]) for entry in entries}
 
 
-def _choose(job: FineTuneJob, results: Sequence[Any], storage: str, say: Callable[[str], None]) -> Alignment:
-    runs: list[tuple[FineTuneJob, Path | str, tuple[EpochReport, ...]]] = []
-    problems: list[str] = []
-    for result in results:
-        index, rate = result.config["grid"]
-        path = None if result.error else result.metrics.get("last_checkpoint")
-        if path is None:
-            reason = one_line(result.error or result.metrics.get("diverged"))
-            if _STORAGE_TRACEBACK in reason:  # without it this learning rate might have been chosen
-                raise _storage_failed(f"learning rate {rate:g}: {reason[-300:]}")
-            problems.append(f"learning rate {rate:g}: {reason[-300:]}")
-            say(problems[-1])
-            continue
-        history, _ = _read(path, storage)
-        runs.append((replace(job, learning_rate=rate, grid_index=index), path, history))
-    if not runs:
-        raise AlignmentFailed("no learning rate ended well: " + "; ".join(problems))
-    histories = [history for _, _, history in runs]
-    chosen, epoch = choose_run(histories)
-    winner, path, _ = runs[chosen]
-    seconds = {f"{run.learning_rate:g}": sum(row.seconds for row in history) for run, _, history in runs}
-    return Alignment(
-        learning_rate=winner.learning_rate,
-        epoch=epoch + 1,
-        model=finished_model(winner, _read(path, storage)[1]),
-        curves=curves_table(histories),
-        measured={"train_seconds": seconds, "failed": problems},
-    )
+_GOES_ON = "the same command goes on from here"
 
 
-def _storage_failed(problem: str) -> StorageError:
-    return StorageError(f"{problem}; the same command goes on from here")
+def _reported(entry: GridRate, result: Any) -> Mapping[str, Any]:
+    if result.error:
+        reason = one_line(result.error)[-300:]
+        raise AlignmentFailed(f"learning rate {entry.rate:g}: {reason}; {_GOES_ON}")
+    metrics: Mapping[str, Any] = result.metrics
+    return metrics
+
+
+def _at_once(execution: Execution) -> int:
+    fit = max(1, worker_capacity(execution) // execution.train_workers)
+    limit = execution.max_concurrent_learning_rates
+    return fit if limit is None else min(fit, limit)
+
+
+def _read(checkpoint: str, file: str, storage: str) -> bytes:
+    filesystem = Storage.at(storage).filesystem
+
+    def download() -> bytes:
+        with filesystem.open_input_stream(f"{checkpoint}/{file}") as stream:
+            return bytes(stream.read())
+
+    return patiently(download, f"read {checkpoint}/{file}")
 
 
 class _Progress(tune.Callback):
     """A line for every epoch of every run, in the driver's log."""
 
-    def __init__(self, job: FineTuneJob, say: Callable[[str], None]) -> None:
-        self._epochs = job.config.optimizer.epochs
+    def __init__(self, epochs: int, say: Callable[[str], None]) -> None:
+        self._epochs = epochs
         self._say = say
 
     def on_trial_result(
@@ -137,15 +163,5 @@ class _Progress(tune.Callback):
         shown = "" if quality is None or math.isnan(quality) else f", selection mAP {quality:.4f}"
         self._say(
             f"{trial}: epoch {result['epoch'] + 1}/{self._epochs}, loss {result['total']:.4f}{shown}"
-            f" ({result['seconds']:.0f} s)"
+            f" ({result['seconds']:.0f} s, {result['windows_per_second']:.3g} windows/s)"
         )
-
-
-def _read(path: Path | str, storage: str) -> tuple[tuple[EpochReport, ...], Any]:
-    checkpoint = ray.train.Checkpoint(str(path), Storage.at(storage).filesystem)
-
-    def download() -> tuple[tuple[EpochReport, ...], Any]:
-        with checkpoint.as_directory() as directory:
-            return read_checkpoint(Path(directory))
-
-    return patiently(download, f"read {path}")

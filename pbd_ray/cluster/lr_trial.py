@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 # What `ray.train` exports at run time; type checkers see the first version's classes there.
 from ray.train.v2.api import config as train_config
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pbd_ray.cluster.session import worker_resources
-from pbd_ray.config import Recipe
+from pbd_ray.config import Execution, Recipe
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class TrialSpec:
     storage: dict[str, Any]
     """Keywords of RunConfig that say where its files are."""
     recipe: Recipe
+    until: int
+    """Number of epochs to train to."""
 
 
 def run_name(name: str, rate: float) -> str:
@@ -49,7 +51,9 @@ def drive_trainer(config: dict[str, Any], run: TrialSpec) -> None:
             "grid_index": index,
             "learning_rate": rate,
             "recipe": run.recipe,
+            "until": run.until,
         },
+        torch_config=TorchConfig(backend=_backend(execution)),
         scaling_config=train_config.ScalingConfig(
             num_workers=execution.train_workers, use_gpu="GPU" in need, resources_per_worker=need
         ),
@@ -63,9 +67,14 @@ def drive_trainer(config: dict[str, Any], run: TrialSpec) -> None:
         ),
     )
     result = trainer.fit()
-    diverged = (result.metrics or {}).get("diverged")
-    path = result.checkpoint.path if diverged is None and result.checkpoint is not None else None
-    tune.report({"last_checkpoint": path, "diverged": diverged})
+    path = None if result.checkpoint is None else result.checkpoint.path
+    tune.report({"last_checkpoint": path, "diverged": (result.metrics or {}).get("diverged")})
+
+
+def _backend(execution: Execution) -> str | None:
+    """None: nccl on GPUs, gloo on CPUs. nccl refuses two ranks on one GPU, which gloo serves as well."""
+    shared = 0 < execution.gpus_per_worker < 1 and execution.train_workers > 1
+    return "gloo" if shared else None
 
 
 def _train_worker(config: dict[str, Any]) -> None:

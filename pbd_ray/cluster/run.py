@@ -34,6 +34,7 @@ from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.in_process import fit_grid, in_process_steps
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.owner import Owner, owned
+from pbd_ray.search.rate_search import grid_of
 from pbd_ray.search.slices import plan_slices
 from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Steps, Summary, SweepTask, Work
 from pbd_ray.search.storage import Storage
@@ -153,7 +154,7 @@ def _fit(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Ali
     if recipe.execution.backend == "ray":
         return fit_teacher(recipe, split, storage, say)
     job = teacher_job(recipe, split, source, say)
-    return fit_grid(job, job.config.learning_rates, say)
+    return fit_grid(job, grid_of(job.config, None), say)
 
 
 def _test_rows(recipe: Recipe, split: Split, steps: Steps, model: Model) -> pa.Table:

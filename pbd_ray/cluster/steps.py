@@ -14,6 +14,7 @@ from pbd_ray.compression.jobs import alignment_job, teacher_job
 from pbd_ray.config import Recipe, experiment_hash
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.source import local_source
+from pbd_ray.search.rate_search import grid_of
 from pbd_ray.search.state import Alignment, AlignTask, Feed, Steps, SweepTask
 
 Say = Callable[[str], None]
@@ -39,7 +40,7 @@ def fit_teacher(recipe: Recipe, split: Split, storage: str, say: Say) -> Alignme
     """Fit the uncompressed detector with Ray Train; a grid of one learning rate."""
     job = teacher_job(recipe, split, local_source(recipe), say)
     name = f"teacher-{experiment_hash(recipe.experiment)[:8]}"
-    return sweep_learning_rates(job, job.config.learning_rates, name, storage, recipe, say)
+    return sweep_learning_rates(job, grid_of(job.config, None), name, storage, recipe, say)
 
 
 class _Cluster:
@@ -70,7 +71,7 @@ class _Cluster:
         identity = f"{experiment_hash(recipe.experiment)[:8]}-{task.parent_result[:8]}"
         return sweep_learning_rates(
             job,
-            recipe.experiment.alignment.learning_rates,
+            grid_of(job.config, task.prior),
             f"round-{task.round:02d}-{identity}",
             self._storage,
             recipe,

@@ -7,7 +7,6 @@ so far included) and `history.json` (all epochs); nothing is pickled. Only the n
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,8 @@ import torch.distributed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pbd_ray.compression.epochs import EpochReport, run_epochs
-from pbd_ray.compression.finetune import Diverged, LossTerms
+from pbd_ray.compression.epochs import EpochReport, history_from_json, history_to_json, run_epochs
+from pbd_ray.compression.finetune import Collective, Diverged, FineTuning
 from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.config import Recipe
 from pbd_ray.data.source import local_source
@@ -60,7 +59,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: `job`, a reference to the FineTuneJob that all learning rates share, this run's
-            `learning_rate` and `grid_index`, and the `recipe`.
+            `learning_rate` and `grid_index`, the `recipe`, and the number of epochs to train `until`.
     """
     recipe: Recipe = config["recipe"]
     torch.set_num_threads(recipe.execution.threads_per_worker)
@@ -75,21 +74,21 @@ def train_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     collective = TrainCollective(context.get_world_rank(), context.get_world_size(), device)
     history, state = _resume()
+    epochs = run_epochs(
+        job,
+        device=device,
+        collective=collective,
+        wrap=_ddp(collective),
+        history=history,
+        state=state,
+        until=config["until"],
+    )
     try:
-        for report, tuning in run_epochs(
-            job, device=device, collective=collective, wrap=_ddp(collective), history=history, state=state
-        ):
+        for report, tuning in epochs:
             history.append(report)
-            _report(report, history, tuning.state() if collective.rank == 0 else None)
+            _report(report, history, tuning, collective)
     except Diverged as reason:
         ray.train.report({"diverged": str(reason), "epoch": len(history), "learning_rate": job.learning_rate})
-
-
-def read_checkpoint(directory: Path) -> tuple[tuple[EpochReport, ...], dict[str, Tensor]]:
-    """History and state of a checkpoint's directory."""
-    rows = json.loads((directory / HISTORY).read_text())
-    history = tuple(EpochReport(**{**row, "losses": LossTerms(**row["losses"])}) for row in rows)
-    return history, load_file(directory / STATE)
 
 
 def _resume() -> tuple[list[EpochReport], Mapping[str, Tensor] | None]:
@@ -97,26 +96,28 @@ def _resume() -> tuple[list[EpochReport], Mapping[str, Tensor] | None]:
     if checkpoint is None:
         return [], None
     with checkpoint.as_directory() as directory:
-        history, state = read_checkpoint(Path(directory))
-    return list(history), state
+        folder = Path(directory)
+        return list(history_from_json((folder / HISTORY).read_text())), load_file(folder / STATE)
 
 
-def _report(report: EpochReport, history: Sequence[EpochReport], state: dict[str, Tensor] | None) -> None:
+def _report(
+    report: EpochReport, history: Sequence[EpochReport], tuning: FineTuning, collective: Collective
+) -> None:
     """Rank 0 hands in metrics and checkpoint; the others take part in the barrier."""
     metrics = {
         "epoch": report.epoch,
-        "learning_rate": report.learning_rate,
-        "seconds": report.seconds,
+        **{f"{group}_lr": rate for group, rate in tuning.rates().items()},
         **dataclasses.asdict(report.losses),
         "selection_map": report.selection_map,
         "selection_average_map": report.selection_average_map,
+        **dataclasses.asdict(report.cost),
     }
-    if state is None:
+    if collective.rank != 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        save_file(state, Path(folder) / STATE)
-        (Path(folder) / HISTORY).write_text(json.dumps([dataclasses.asdict(row) for row in history]))
+        save_file(tuning.state(), Path(folder) / STATE)
+        (Path(folder) / HISTORY).write_text(history_to_json(history))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

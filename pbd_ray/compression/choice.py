@@ -25,8 +25,8 @@ class Choice:
 def choose_block(scores: Sequence[CandidateScore], scoring: ScoringConfig) -> Choice:
     """The candidate that hurts least, among those scored to the end (design, section 2, scoring criteria).
 
-    Ties: for map the better average mAP, then the lower train loss where it was measured; then, for
-    every criterion, the lower index. That also decides where all candidates score 0 mAP.
+    Ties: for map the better average mAP, then the lower train loss where it was measured (where mAP
+    saturates, and where it is 0 for all candidates); then, for every criterion, the lower index.
     """
     candidates = _finalists(scores)
     best = min(candidates, key=lambda score: _preference(score, scoring))

@@ -6,7 +6,9 @@ only, so that it can be sent anywhere; its history and `FineTuning.state` resume
 
 from __future__ import annotations
 
+import json
 import math
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,12 +22,28 @@ from pbd_ray.compression.blocks import Model
 from pbd_ray.compression.finetune import ONE_PROCESS, Collective, FineTuning, LossTerms
 from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.compression.precision import autocast_context
+from pbd_ray.compression.schedule import rung_ends
 from pbd_ray.compression.scoring import detect_video
+from pbd_ray.config import AlignmentConfig
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Video
 from pbd_ray.data.dataset import WindowBatch
 from pbd_ray.data.source import training_batch
 from pbd_ray.data.video_classes import named, scored_against
 from pbd_ray.metrics.mean_ap import mean_average_precision
+
+WORST = (-math.inf, -math.inf)
+
+
+@dataclass(frozen=True)
+class EpochCost:
+    """What an epoch took: measured, never hashed."""
+
+    seconds: float
+    """Selection included."""
+    windows_per_second: float
+    """Of all ranks, in training."""
+    peak_memory_bytes: int
+    """Of this rank's process since it began: on the GPU, else resident."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +59,7 @@ class EpochReport:
     selection_average_map: float | None
     best: bool
     """The best so far."""
-    seconds: float
-    """Measured; never hashed."""
+    cost: EpochCost
 
 
 def run_epochs(
@@ -53,45 +70,59 @@ def run_epochs(
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     history: Sequence[EpochReport] = (),
     state: Mapping[str, Tensor] | None = None,
+    until: int | None = None,
 ) -> Iterator[tuple[EpochReport, FineTuning]]:
     """Train from where `history` and `state` end to the last epoch; yields after each.
 
     The epoch with the best selection mAP is remembered (ties: the better average mAP, then the
     earlier epoch), so `FineTuning.best_model` is the run's outcome.
 
+    Args:
+        until: number of epochs to stop at, before the schedule's end.
+
     Raises:
         Diverged: a loss is not finite.
     """
     options = job.config.optimizer
+    measured = selection_epochs(job.config)
     tuning = _tuning(job, device, collective, wrap)
     if state is not None:
         tuning.load_state(state)
     elif job.standardize:
         tuning.standardize_features(_batches(job, 0, collective))
-    best = max((_rank(report) for report in history), default=(-math.inf, -math.inf))
-    for epoch in range(len(history), options.epochs):
+    best = max((selection_rank(report) for report in history), default=WORST)
+    for epoch in range(len(history), options.epochs if until is None else until):
         started = time.monotonic()
         losses = _train(job, tuning, epoch, collective)
+        training = time.monotonic() - started
         selection_map = average_map = None
         is_best = False
-        if (epoch + 1) % job.config.select_every_epochs == 0 or epoch + 1 == options.epochs:
+        if epoch + 1 in measured:
             selection_map, average_map = _selection_map(job, tuning, collective)
             is_best = (selection_map, average_map) > best
             if is_best:
                 best = (selection_map, average_map)
                 tuning.remember_best()
+        windows = sum(len(videos) for videos in epoch_batches(job, epoch))
+        cost = EpochCost(time.monotonic() - started, windows / training, _peak_memory_bytes(device))
         yield (
-            EpochReport(
-                epoch,
-                job.learning_rate,
-                losses,
-                selection_map,
-                average_map,
-                is_best,
-                time.monotonic() - started,
-            ),
+            EpochReport(epoch, job.learning_rate, losses, selection_map, average_map, is_best, cost),
             tuning,
         )
+
+
+def selection_epochs(config: AlignmentConfig) -> frozenset[int]:
+    """Numbers of epochs after which selection mAP is measured: every `select_every_epochs`, at the ends of
+    rungs, and after the last."""
+    epochs, every = config.optimizer.epochs, config.select_every_epochs
+    return frozenset((*range(every, epochs + 1, every), *rung_ends(config)))
+
+
+def selection_rank(report: EpochReport) -> tuple[float, float]:
+    """Sorts epochs by selection mAP, then by average mAP; one that was not measured is the worst."""
+    if report.selection_map is None or report.selection_average_map is None:
+        return WORST
+    return (report.selection_map, report.selection_average_map)
 
 
 def finished_model(job: FineTuneJob, state: Mapping[str, Tensor]) -> Model:
@@ -111,50 +142,22 @@ def epoch_batches(job: FineTuneJob, epoch: int) -> tuple[tuple[Video, ...], ...]
     return tuple(tuple(videos[index] for index in order[start : start + size]) for start in starts)
 
 
-def curves_table(histories: Sequence[Sequence[EpochReport]]) -> pa.Table:
-    """Every run's epochs as one table, without anything measured: it enters the round's hash."""
-    rows = [
-        {
-            "learning_rate": report.learning_rate,
-            "epoch": report.epoch,
-            **asdict(report.losses),
-            "selection_map": report.selection_map,
-            "selection_average_map": report.selection_average_map,
-        }
-        for history in histories
-        for report in history
-    ]
-    return pa.Table.from_pylist(rows, schema=CURVES_SCHEMA)
+def history_to_json(history: Sequence[EpochReport]) -> str:
+    return json.dumps([asdict(report) for report in history])
 
 
-CURVES_SCHEMA = pa.schema(
-    [
-        ("learning_rate", pa.float64()),
-        ("epoch", pa.int32()),
-        *((name, pa.float64()) for name in LossTerms.__dataclass_fields__),
-        ("selection_map", pa.float64()),
-        ("selection_average_map", pa.float64()),
-    ]
-)
+def history_from_json(text: str) -> tuple[EpochReport, ...]:
+    """Inverse of `history_to_json`."""
+    return tuple(
+        EpochReport(**{**row, "losses": LossTerms(**row["losses"]), "cost": EpochCost(**row["cost"])})
+        for row in json.loads(text)
+    )
 
 
-def choose_run(histories: Sequence[Sequence[EpochReport]]) -> tuple[int, int]:
-    """(index of the run, epoch) with the best selection mAP; ties: better average mAP, then the lower
-    learning rate, then the earlier epoch."""
-    ranked = [
-        ((*_rank(report), -report.learning_rate, -report.epoch), index, report.epoch)
-        for index, history in enumerate(histories)
-        for report in history
-        if report.selection_map is not None
-    ]
-    _, index, epoch = max(ranked)
-    return index, epoch
-
-
-def _rank(report: EpochReport) -> tuple[float, float]:
-    if report.selection_map is None or report.selection_average_map is None:
-        return (-math.inf, -math.inf)
-    return (report.selection_map, report.selection_average_map)
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
 
 
 def _tuning(

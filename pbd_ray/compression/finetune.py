@@ -165,16 +165,15 @@ class FineTuning:
         Raises:
             Diverged: the loss or the gradient is not finite.
         """
-        options = self.config.optimizer
+        rates = self.rates()
         for group in self.optimizer.param_groups:
-            peak = self.backbone_lr if group["name"] == "backbone" else options.head_lr
-            group["lr"] = learning_rate(self.step, peak, options, self.steps_per_epoch)
+            group["lr"] = rates["backbone" if group["name"] == "backbone" else "head"]
         batch = batch.to(self.device)
         counts = self._global_counts(batch)
         self._update_normalizer(counts.positives)
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
-        micro_batches = batch.split(options.accumulation_steps)
+        micro_batches = batch.split(self.config.optimizer.accumulation_steps)
         sums = torch.zeros(6, dtype=torch.float64)
         with _seeded(_seed(*self.seed_key, 1, self.step, self.collective.rank), self.device):
             for index, micro in enumerate(micro_batches):
@@ -189,6 +188,15 @@ class FineTuning:
         self._update_ema()
         self.step += 1
         return losses
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates of `backbone` (what of it trains) and `head` at the next step."""
+        options = self.config.optimizer
+        peaks = {"backbone": self.backbone_lr, "head": options.head_lr}
+        return {
+            name: learning_rate(self.step, peak, options, self.steps_per_epoch)
+            for name, peak in peaks.items()
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, as named tensors (no pickle): trained tensors, EMA, best EMA,
@@ -207,7 +215,7 @@ class FineTuning:
         return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of `state`."""
+        """Inverse of `state`; the tensors handed in are left as they are."""
         self.step = int(tensors["step"])
         if "scaler" in tensors:
             scale, growth = tensors["scaler"].tolist()
@@ -217,13 +225,13 @@ class FineTuning:
             self.normalizer.copy_(tensors["normalizer"])
             for name, value in self._trained().items():
                 value.copy_(tensors[f"student/{name}"])
-                self.ema[name] = tensors[f"ema/{name}"].to(self.device)
-                self.best[name] = tensors[f"best/{name}"].to(self.device)
+                self.ema[name] = tensors[f"ema/{name}"].to(self.device, copy=True)
+                self.best[name] = tensors[f"best/{name}"].to(self.device, copy=True)
                 moments = {}
                 for key in ("step", "exp_avg", "exp_avg_sq"):
                     stored = tensors.get(f"optimizer/{key}/{name}")
                     if stored is not None:
-                        moments[key] = stored.clone() if key == "step" else stored.to(self.device)
+                        moments[key] = stored.to("cpu" if key == "step" else self.device, copy=True)
                 if moments:
                     self.optimizer.state[value] = moments
 

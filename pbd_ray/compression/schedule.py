@@ -1,10 +1,10 @@
-"""The learning-rate schedule and the EMA decay, as functions of the step."""
+"""The learning-rate schedule and the EMA decay as functions of the step, and where rungs end."""
 
 from __future__ import annotations
 
 import math
 
-from pbd_ray.config import OptimizerConfig
+from pbd_ray.config import AlignmentConfig, OptimizerConfig
 
 FLOOR = 1e-8
 """Where the release's cosine ends."""
@@ -29,3 +29,15 @@ def ema_decay(step: int, config: OptimizerConfig) -> float:
     if config.ema_warmup:
         return min(config.ema_decay, (1 + step) / (10 + step))
     return config.ema_decay
+
+
+def rung_ends(config: AlignmentConfig) -> tuple[int, ...]:
+    """Numbers of epochs at which rungs of successive halving may end; the last is the run's end, and the
+    only one without halving."""
+    ends, epochs = [], config.optimizer.epochs
+    if config.halving is not None:
+        end = config.halving.first_epochs
+        while end < epochs:
+            ends.append(end)
+            end *= 2
+    return (*ends, epochs)

@@ -78,7 +78,8 @@ def _round(stages: Stages, teacher: Model, before: RoundRecord) -> RoundRecord:
     parent = stages.model(ledger.round(before.round))
     decision = stages.decide(folder, parent, teacher)
     student = without_block(parent, decision.dropped_block)
-    aligned = stages.align(folder, decision, AlignTask(number, student, teacher, before.result))
+    task = AlignTask(number, student, teacher, before.result, before.learning_rate)
+    aligned = stages.align(folder, decision, task)
     return _commit(stages, number, aligned)
 
 

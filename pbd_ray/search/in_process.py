@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pbd_ray.compression.blocks import Model, to_detector
-from pbd_ray.compression.epochs import EpochReport, choose_run, curves_table, run_epochs
-from pbd_ray.compression.finetune import Diverged
+from pbd_ray.compression.epochs import EpochReport, run_epochs
+from pbd_ray.compression.finetune import Diverged, FineTuning
 from pbd_ray.compression.jobs import FineTuneJob, alignment_job
 from pbd_ray.compression.precision import autocast_context
 from pbd_ray.compression.scoring import ScoringJob, score_videos
@@ -18,6 +18,7 @@ from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.source import VideoSource
 from pbd_ray.metrics.cost import measure_latency
+from pbd_ray.search.rate_search import GridRate, RateRun, chosen_alignment, grid_of, search_rates
 from pbd_ray.search.state import Alignment, AlignTask, Feed, Steps, SweepTask
 
 Say = Callable[[str], None]
@@ -54,7 +55,7 @@ def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say
 
     def align(task: AlignTask) -> Alignment:
         job = alignment_job(recipe, split, source, task.round, task.student, task.teacher)
-        return fit_grid(job, recipe.experiment.alignment.learning_rates, say)
+        return fit_grid(job, grid_of(job.config, task.prior), say)
 
     def latency(model: Model) -> Mapping[str, float]:
         with autocast_context(recipe.experiment.autocast, device):
@@ -64,35 +65,32 @@ def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say
     return Steps(sweep=sweep, align=align, latency=latency)
 
 
-def fit_grid(job: FineTuneJob, learning_rates: Sequence[float], say: Say) -> Alignment:
-    """Fine-tune with every learning rate in turn; the best on the selection videos is returned.
+def fit_grid(job: FineTuneJob, grid: Sequence[GridRate], say: Say) -> Alignment:
+    """Fine-tune with the learning rates of a grid in turn; the best on the selection videos is returned.
 
     Raises:
         Diverged: every learning rate did.
     """
-    histories: list[list[EpochReport]] = []
-    models: list[Model] = []
-    problems: list[str] = []
-    for index, rate in enumerate(learning_rates):
-        history: list[EpochReport] = []
+    begun: dict[GridRate, tuple[Iterator[tuple[EpochReport, FineTuning]], list[EpochReport]]] = {}
+    tunings: dict[GridRate, FineTuning] = {}
+
+    def run_to(entry: GridRate, end: int) -> RateRun:
+        if entry not in begun:
+            own = replace(job, learning_rate=entry.rate, grid_index=entry.index)
+            begun[entry] = run_epochs(own), []
+        epochs, history = begun[entry]
         try:
-            for report, run in run_epochs(replace(job, learning_rate=rate, grid_index=index)):
-                tuning = run
+            while len(history) < end:
+                report, tunings[entry] = next(epochs)
                 history.append(report)
-                say(f"learning rate {rate:.3g}: epoch {report.epoch + 1}, loss {report.losses.total:.4f}")
+                loss = report.losses.total
+                say(f"learning rate {entry.rate:.3g}: epoch {report.epoch + 1}, loss {loss:.4f}")
         except Diverged as reason:
-            problems.append(f"learning rate {rate:g}: {reason}")
-            say(problems[-1])
-            continue
-        histories.append(history)
-        models.append(tuning.best_model())
-    if not models:
-        raise Diverged("; ".join(problems))
-    chosen, epoch = choose_run(histories)
-    return Alignment(
-        learning_rate=histories[chosen][0].learning_rate,
-        epoch=epoch + 1,
-        model=models[chosen],
-        curves=curves_table(histories),
-        measured={"failed": problems},
+            say(f"learning rate {entry.rate:g}: {reason}")
+            return RateRun(tuple(history), str(reason))
+        return RateRun(tuple(history))
+
+    runs = search_rates(
+        grid, job.config, lambda entries, end: {entry: run_to(entry, end) for entry in entries}
     )
+    return chosen_alignment(runs, job.config.optimizer.epochs, lambda chosen: tunings[chosen].best_model())

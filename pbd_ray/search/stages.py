@@ -78,8 +78,9 @@ class Stages:
     ) -> tuple[Choice, tuple[CandidateScore, ...]]:
         scoring, blocks = self.recipe.experiment.scoring, student.kept_blocks
         sweep, scores = self._scores(folder, "scores", student, teacher, scoring.criterion, blocks)
-        # mAP on training videos saturates: what it cannot tell apart is then told by the training loss.
-        tied = tied_on_map(scores, scoring) if _saturated(scores, scoring) else ()
+        # Where mAP cannot tell candidates apart (on training videos it saturates; of a detector that finds
+        # nothing it is 0 throughout) the training loss does.
+        tied = tied_on_map(scores, scoring) if _map_is_blind(scores, scoring) else ()
         if tied:
             _, found = self._scores(folder, "tie", student, teacher, "train_loss", tied)
             losses = {score.block: score.score for score in found if score.block in tied}
@@ -194,8 +195,9 @@ class Stages:
         return Sweeper(self.recipe, self.steps.sweep, self.report)
 
 
-def _saturated(scores: tuple[CandidateScore, ...], scoring: ScoringConfig) -> bool:
-    return any(score.block == UNDROPPED and score.score > scoring.saturation for score in scores)
+def _map_is_blind(scores: tuple[CandidateScore, ...], scoring: ScoringConfig) -> bool:
+    saturated = any(score.block == UNDROPPED and score.score > scoring.saturation for score in scores)
+    return saturated or all(score.score == 0 for score in scores if score.block != UNDROPPED)
 
 
 def _why(decision: Decision, scoring: ScoringConfig) -> str:

@@ -99,6 +99,8 @@ class AlignTask:
     teacher: Model
     parent_result: str
     """Result hash of the round before: part of the names of fine-tuning runs, so that none is mistaken."""
+    prior: float | None = None
+    """Learning rate that the round before chose."""
 
 
 @dataclass(frozen=True, eq=False)

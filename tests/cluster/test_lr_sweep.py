@@ -1,4 +1,4 @@
-"""What the learning-rate grid makes of runs that failed, and where Ray's files go; no Ray is started."""
+"""What a Tune trial's end means, and where Ray's files go; no Ray is started."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ from types import SimpleNamespace
 import pytest
 from pyarrow import fs
 
-from pbd_ray.cluster.lr_sweep import AlignmentFailed, _choose
+from pbd_ray.cluster.lr_sweep import AlignmentFailed, _reported
+from pbd_ray.cluster.lr_trial import _backend
 from pbd_ray.cluster.ray_storage import ray_storage
-from pbd_ray.search.patience import StorageError
+from pbd_ray.config import Execution
+from pbd_ray.search.rate_search import GridRate
 
 
-def failed(error: str) -> SimpleNamespace:
-    return SimpleNamespace(config={"grid": (0, 1e-4)}, error=RuntimeError(error), metrics={})
+def test_a_run_that_failed_is_not_a_learning_rate_that_lost() -> None:
+    """Whatever it was, the next start may do without it, and would then choose another learning rate."""
+    result = SimpleNamespace(error=RuntimeError("worker\ndied: out of memory"), metrics={})
+    with pytest.raises(AlignmentFailed) as raised:
+        _reported(GridRate(2, 1e-4), result)
+    assert str(raised.value) == (
+        "learning rate 0.0001: worker died: out of memory; the same command goes on from here"
+    )
 
 
-def test_a_run_whose_storage_failed_is_not_a_learning_rate_that_lost() -> None:
-    error = failed('Traceback\n  File "pyarrow/error.pxi", line 92\nOSError: AWS Error NETWORK_CONNECTION')
-    with pytest.raises(StorageError) as raised:
-        _choose(None, [error], "", lambda line: None)
-    assert str(raised.value).startswith("learning rate 0.0001: Traceback")
-    assert str(raised.value).endswith("AWS Error NETWORK_CONNECTION; the same command goes on from here")
+def test_a_run_that_diverged_is_reported() -> None:
+    metrics = {"last_checkpoint": None, "diverged": "loss nan at step 3"}
+    assert _reported(GridRate(0, 1e-3), SimpleNamespace(error=None, metrics=metrics)) == metrics
 
 
-def test_runs_that_all_failed_otherwise() -> None:
-    said: list[str] = []
-    with pytest.raises(AlignmentFailed, match="out of memory"):
-        _choose(None, [failed("out of memory")], "", said.append)
-    assert said == ["learning rate 0.0001: out of memory"]
+@pytest.mark.parametrize(
+    ("gpus", "workers", "backend"),
+    [(0, 1, None), (0, 4, None), (1, 4, None), (0.5, 1, None), (0.5, 2, "gloo")],
+)
+def test_ranks_that_share_a_gpu_do_not_speak_nccl(gpus: float, workers: int, backend: str | None) -> None:
+    assert _backend(Execution(gpus_per_worker=gpus, train_workers=workers)) == backend
 
 
 def test_storage_of_ray(tmp_path: Path, s3_uri: Callable[[str], str]) -> None:

@@ -15,22 +15,23 @@ from torch import Tensor
 from pbd_ray.compression import epochs
 from pbd_ray.compression.blocks import Model, from_detector, to_detector
 from pbd_ray.compression.epochs import (
-    CURVES_SCHEMA,
+    EpochCost,
     EpochReport,
-    choose_run,
-    curves_table,
     epoch_batches,
     finished_model,
+    history_from_json,
+    history_to_json,
     run_epochs,
+    selection_epochs,
 )
-from pbd_ray.compression.finetune import Diverged, LossTerms
+from pbd_ray.compression.finetune import Diverged
 from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.compression.scoring import detect_video
 from pbd_ray.data.annotations import DETECTION_SCHEMA
 from pbd_ray.detector.detector import Detector
 from pbd_ray.metrics.mean_ap import mean_average_precision
 
-LOSSES = LossTerms(1.0, 2.0, 3.0, 4.0, 5.0, 15.0)
+UNTIMED = EpochCost(0.0, 0.0, 0)
 WITH_DROP_PATH = (
     "detector.backbone.drop_path=0.5",
     "detector.head.drop_path=0.5",
@@ -39,7 +40,7 @@ WITH_DROP_PATH = (
 
 
 def untimed(reports: Sequence[EpochReport]) -> list[EpochReport]:
-    return [replace(report, seconds=0.0) for report in reports]
+    return [replace(report, cost=UNTIMED) for report in reports]
 
 
 def whole_run(job: FineTuneJob, **rest: Any) -> tuple[list[EpochReport], list[dict[str, Tensor]], Any]:
@@ -168,7 +169,7 @@ def test_best_epoch(
     values: list[tuple[float, float]],
     best: list[bool],
 ) -> None:
-    """Its EMA weights come out in the end, after a restart too; `choose_run` names the same epoch."""
+    """Its EMA weights come out in the end, after a restart too."""
     job = make_job()
     scripted(monkeypatch, values)
     reports, states, _ = whole_run(job)
@@ -178,7 +179,6 @@ def test_best_epoch(
     for name, value in states[-1].items():
         if name.startswith("best/"):
             assert torch.equal(value, states[chosen][name.replace("best/", "ema/")]), name
-    assert choose_run([reports]) == (0, chosen)
     scripted(monkeypatch, values[1:])
     rest, later_states, _ = whole_run(job, history=reports[:1], state=states[0])
     assert rest == reports[1:] and same(later_states[-1], states[-1])
@@ -196,6 +196,49 @@ def test_selection_every_so_many_epochs(
     assert found == measured
     assert all((report.selection_average_map is None) == (report.selection_map is None) for report in reports)
     assert reports[measured[0]].best
+
+
+@pytest.mark.parametrize(
+    ("every", "halving", "measured"),
+    [
+        (1, "null", [1, 2, 3, 4, 5, 6]),
+        (4, "null", [4, 6]),
+        (4, "on", [1, 2, 4, 6]),
+        (9, "{first_epochs: 3}", [3, 6]),
+    ],
+)
+def test_selection_is_measured_where_a_rung_may_end(
+    make_job: Callable[..., FineTuneJob], every: int, halving: str, measured: list[int]
+) -> None:
+    job = make_job(
+        "alignment.optimizer.epochs=6",
+        "alignment.optimizer.schedule_epochs=6",
+        f"alignment.select_every_epochs={every}",
+        f"alignment.halving={halving}",
+    )
+    assert sorted(selection_epochs(job.config)) == measured
+
+
+def test_a_rung_ends_on_the_way(uninterrupted: tuple[FineTuneJob, Any, Any, Model]) -> None:
+    """The schedule spans all epochs: what a rung has done is what the whole run had done by then."""
+    job, reports, states, _ = uninterrupted
+    first, first_states, _ = whole_run(job, until=1)
+    assert first == reports[:1] and same(first_states[-1], states[0])
+    rest, later_states, _ = whole_run(job, until=2, history=first, state=first_states[-1])
+    assert rest == reports[1:2] and same(later_states[-1], states[1])
+    assert whole_run(job, until=1, history=reports[:2], state=states[1])[0] == []
+
+
+def test_history_in_a_checkpoint(uninterrupted: tuple[FineTuneJob, Any, Any, Model]) -> None:
+    _, reports, _, _ = uninterrupted
+    assert list(history_from_json(history_to_json(reports))) == reports
+
+
+def test_cost_of_an_epoch(make_job: Callable[..., FineTuneJob]) -> None:
+    """4 fit videos are 4 windows; selection takes its share of the seconds."""
+    report, _ = next(iter(run_epochs(make_job())))
+    assert 0 < 4 / report.cost.windows_per_second < report.cost.seconds
+    assert 2**25 < report.cost.peak_memory_bytes < 2**36
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, [1, 1, 1, 1]), (2, [2, 2]), (3, [3]), (4, [4]), (7, [4])])
@@ -225,46 +268,6 @@ def test_batches_depend_on_seed_and_round_not_on_the_grid(make_job: Callable[...
     assert order(replace(job, grid_index=3, learning_rate=1.0)) == order(job)
     assert order(replace(job, round=2)) != order(job)
     assert order(make_job("seed=1")) != order(job)
-
-
-def report(rate: float, epoch: int, quality: float | None, average: float | None) -> EpochReport:
-    return EpochReport(epoch, rate, LOSSES, quality, average, False, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("histories", "expected"),
-    [
-        pytest.param([[(1e-4, 0.1, 0.9), (1e-4, 0.3, 0.1)], [(1e-3, 0.2, 0.9)]], (0, 1), id="mAP"),
-        pytest.param([[(1e-4, 0.3, 0.1)], [(1e-3, 0.3, 0.2)]], (1, 0), id="then average mAP"),
-        pytest.param([[(1e-3, 0.3, 0.2)], [(1e-4, 0.3, 0.2)]], (1, 0), id="then the lower rate"),
-        pytest.param([[(1e-4, 0.3, 0.2), (1e-4, 0.3, 0.2)]], (0, 0), id="then the earlier epoch"),
-        pytest.param(
-            [[(1e-3, 0.3, 0.2)], [(1e-4, 0.1, 0.1), (1e-4, 0.3, 0.2)]], (1, 1), id="the rate before the epoch"
-        ),
-        pytest.param([[(1e-4, None, None), (1e-4, 0.0, 0.0)]], (0, 1), id="not measured"),
-        pytest.param([[(1e-3, 0.0, 0.0)], [(1e-4, 0.0, 0.0)]], (1, 0), id="all zero"),
-    ],
-)
-def test_choose_run(histories: list[list[Any]], expected: tuple[int, int]) -> None:
-    made = [
-        [report(rate, epoch, quality, average) for epoch, (rate, quality, average) in enumerate(history)]
-        for history in histories
-    ]
-    assert choose_run(made) == expected
-
-
-def test_curves() -> None:
-    """Every epoch of every run; nothing measured, since the table is hashed."""
-    table = curves_table(
-        [[report(1e-4, 0, None, None), report(1e-4, 1, 0.5, 0.25)], [report(1e-3, 0, 0.5, 0.5)]]
-    )
-    assert table.schema == CURVES_SCHEMA and "seconds" not in table.column_names
-    assert table.to_pylist()[1] == {
-        "learning_rate": 1e-4, "epoch": 1, **asdict(LOSSES),
-        "selection_map": 0.5, "selection_average_map": 0.25,
-    }  # fmt: skip
-    assert table["selection_map"].to_pylist() == [None, 0.5, 0.5]
-    assert curves_table([]).schema == CURVES_SCHEMA
 
 
 @pytest.mark.parametrize("mode", ["full", "lora_only"])

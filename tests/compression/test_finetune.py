@@ -125,8 +125,9 @@ def test_resuming(make_run: Callable[..., FineTuning], batches: list[WindowBatch
     second = make_run(drop_path=0.5)
     second.load_state(checkpoint)
     assert same(second.state(), checkpoint)
-    best = part(checkpoint, "best/")
+    best, before = part(checkpoint, "best/"), {name: value.clone() for name, value in checkpoint.items()}
     assert [second.train_step(batch) for batch in batches[done:]] == expected[done:]
+    assert same(checkpoint, before)
     ours, theirs = second.state(), whole.state()
     assert same(part(ours, "best/"), best)
     assert same(*({n: v for n, v in state.items() if not n.startswith("best/")} for state in (ours, theirs)))
