@@ -17,6 +17,7 @@ import pytest
 import torch
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+torch.set_num_threads(1)  # as in every worker of a run; test files run side by side
 
 SHARED = Path(__file__).parents[2] / "shared"
 COPIES = Path(__file__).parent / "golden" / "data"
@@ -54,8 +55,6 @@ def reference_file() -> Callable[[str], Path]:
 def fixed_seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
-    # As in every worker of a run; test files run side by side.
-    torch.set_num_threads(1)
 
 
 TINY = str(Path(__file__).parent / "recipes" / "tiny.yaml")
