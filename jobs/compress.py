@@ -51,6 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(recipe.to_yaml(), end="")
         return 0
+    from pbd_ray.cluster.reading import refuse_early
+
+    refuse_early(recipe)  # torch and Ray take seconds to load
     from pbd_ray.cluster.run import run_compression
 
     run_compression(recipe)

@@ -555,6 +555,11 @@ class Recipe(Section):
                 raise ValueError(f"{key}.optimizer.batch_size {size} is less than train_workers {workers}")
         return self
 
+    @property
+    def run_dir(self) -> str:
+        """Where the run is written: `execution.run_dir`, by default `runs/` and the experiment's name."""
+        return self.execution.run_dir or f"runs/{self.experiment.name}"
+
     def to_yaml(self) -> str:
         text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
         return text

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from pbd_ray.config import UserError
+from pbd_ray.config import Recipe, UserError
 from pbd_ray.report.explain import explain_text
 from pbd_ray.search.ledger import Ledger
+from pbd_ray.search.owner import refuse_held
 from pbd_ray.search.verify import verify
+
+
+def refuse_early(recipe: Recipe) -> None:
+    """Refuse at once, before torch and Ray are loaded, what would be refused after that.
+
+    Raises:
+        LedgerError: the run directory holds another experiment, or a driver on this machine writes it.
+    """
+    refuse_held(Ledger.refuse_other(recipe.run_dir, recipe).storage)
 
 
 def print_problems(run_dir: str) -> int:

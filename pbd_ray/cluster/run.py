@@ -47,8 +47,7 @@ def run_compression(recipe: Recipe) -> Summary:
     Raises:
         UserError: what the user can mend, with nothing half-written.
     """
-    place = recipe.execution.run_dir or f"runs/{recipe.experiment.name}"
-    storage = Ledger.refuse_other(place, recipe).storage
+    storage = Ledger.refuse_other(recipe.run_dir, recipe).storage
     finished = job_finished(recipe.execution.ray_address)
     with sigterm_as_interrupt(), owned(storage, submission_id(), finished) as owner:
         return _compress(recipe, storage, owner)

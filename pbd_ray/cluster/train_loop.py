@@ -78,7 +78,7 @@ def train_worker(config: dict[str, Any]) -> None:
         job,
         device=device,
         collective=collective,
-        wrap=_ddp(collective),
+        wrap=data_parallel(collective),
         history=history,
         state=state,
         until=config["until"],
@@ -121,7 +121,9 @@ def _report(
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _ddp(collective: TrainCollective) -> Callable[[nn.Module], nn.Module]:
+def data_parallel(collective: TrainCollective) -> Callable[[nn.Module], nn.Module]:
+    """Wraps a student in DDP where there are several ranks."""
+
     def wrap(module: nn.Module) -> nn.Module:
         if collective.world_size == 1:
             return module

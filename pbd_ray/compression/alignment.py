@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pbd_ray.config import AlignmentConfig
 from pbd_ray.detector.detector import DetectorOutput
-from pbd_ray.detector.losses import diou_loss, giou_loss
+from pbd_ray.detector.losses import diou_loss, giou_loss, widened
 from pbd_ray.detector.points import segments_at
 
 
@@ -59,7 +59,7 @@ def alignment_terms(
         feature = feature_loss(student.block_outputs, teacher.block_outputs)
     if teacher is not None and config.prediction_loss:
         valid = student.mask
-        logits, guide = student.logits[valid].float(), teacher.logits[valid].float()
+        logits, guide = widened(student.logits[valid]), widened(teacher.logits[valid])
         class_kl = class_loss(logits, guide, config.temperature) / valid_points
         boundary = boundary_loss(student, teacher, positive, config.boundary_loss) / positives
     return AlignmentTerms(feature, class_kl, boundary)
@@ -108,6 +108,6 @@ def boundary_loss(
         positive: (B, P) bool, the points that answer for an instance.
     """
     distance = diou_loss if kind == "diou" else giou_loss
-    ours = segments_at(student.points, student.offsets.float())[positive]
-    theirs = segments_at(teacher.points, teacher.offsets.float())[positive]
+    ours = segments_at(student.points, widened(student.offsets))[positive]
+    theirs = segments_at(teacher.points, widened(teacher.offsets))[positive]
     return distance(ours, theirs).sum()

@@ -53,12 +53,17 @@ class DetectionLosses:
         return self.focal + self.boundary
 
 
+def widened(values: Tensor) -> Tensor:
+    """In float32 at least: losses of half-precision outputs are not computed in half precision."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Sigmoid focal loss, elementwise, any shape (arXiv 1708.02002, equation 5; alpha .25, gamma 2).
 
-    Soft targets (label smoothing) are allowed. float32 whatever the logits are.
+    Soft targets (label smoothing) are allowed. In float32 at least, whatever the logits are.
     """
-    logits = logits.float()
+    logits = widened(logits)
     probability = torch.sigmoid(logits)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     miss = probability * (1 - targets) + (1 - probability) * targets
@@ -73,9 +78,9 @@ def diou_loss(predicted: Tensor, target: Tensor) -> Tensor:
         predicted, target: (..., 2) of (start, end).
 
     Returns:
-        (...) float32.
+        (...), float32 at least.
     """
-    predicted, target = predicted.float(), target.float()
+    predicted, target = widened(predicted), widened(target)
     iou, hull, _ = _overlap(predicted, target)
     distance = (predicted.sum(dim=-1) - target.sum(dim=-1)) / 2
     return 1 - iou + torch.square(distance / hull)
@@ -86,7 +91,7 @@ def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
     Shapes as of `diou_loss`.
     """
-    iou, hull, union = _overlap(predicted.float(), target.float())
+    iou, hull, union = _overlap(widened(predicted), widened(target))
     return 1 - iou + (hull - union) / hull
 
 
@@ -176,7 +181,7 @@ def detection_losses(
     wanted = targets.classes * (1 - smooth) + smooth / (num_classes + 1)
     focal = focal_loss(output.logits[output.mask], wanted[output.mask]).sum()
     positive = targets.positive(output.mask)
-    predicted = segments_at(output.points, output.offsets.float())[positive]
+    predicted = segments_at(output.points, widened(output.offsets))[positive]
     truth = segments_at(output.points, targets.offsets)[positive]
     boundary = diou_loss(predicted, truth).sum() * head.boundary_weight
     return DetectionLosses(focal / normalizer, boundary / normalizer, positive.sum())

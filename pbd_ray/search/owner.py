@@ -69,6 +69,18 @@ def owned(storage: Storage, job: str | None, is_finished: IsFinished) -> Iterato
         _give_up(storage, mine)
 
 
+def refuse_held(storage: Storage) -> None:
+    """Refuse a directory whose owner is seen to live on this machine. It takes no directory, and of an owner
+    elsewhere it says nothing: that is for `owned`.
+
+    Raises:
+        LedgerError: another driver holds it.
+    """
+    holder = _latest(storage)
+    if holder is not None and not _is_free(storage, holder) and lives(holder.process):
+        raise LedgerError(f"{storage.location} is held by {holder}")
+
+
 def require(storage: Storage, owner: Owner) -> None:
     """Refuse to go on where the directory is no longer this owner's.
 
@@ -99,9 +111,7 @@ def _take(storage: Storage, job: str | None, is_finished: IsFinished) -> Owner:
 
 
 def _refuse_if_held(storage: Storage, holder: Owner, is_finished: IsFinished) -> None:
-    path, inode = storage.place()
-    copied = holder.path != path and (inode is None or holder.inode != inode)  # either alone may mislead
-    if holder.given_up or copied:
+    if _is_free(storage, holder):
         return
     alive = lives(holder.process)
     if alive is None and holder.job is not None:
@@ -114,6 +124,13 @@ def _refuse_if_held(storage: Storage, holder: Owner, is_finished: IsFinished) ->
         )
     if alive:
         raise LedgerError(f"{storage.location} is held by {holder}")
+
+
+def _is_free(storage: Storage, holder: Owner) -> bool:
+    """Whether the directory was given up, or is a copy of the one that was taken."""
+    path, inode = storage.place()
+    copied = holder.path != path and (inode is None or holder.inode != inode)  # either alone may mislead
+    return holder.given_up or copied
 
 
 def _give_up(storage: Storage, mine: Owner) -> None:

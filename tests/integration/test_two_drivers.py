@@ -38,7 +38,9 @@ def test_refused_then_taken_over(start: Start, command: list[str], run_dir: Path
     first.wait_until(lambda: (run_dir / "teacher" / "commit.json").is_file())
     first.process.send_signal(signal.SIGSTOP)  # it lives, and is not done before the second has looked
 
-    second = start(command)
+    without = "import runpy, sys; sys.modules['torch'] = sys.modules['ray'] = None; sys.argv = sys.argv[1:]\n"
+    at_once = ["-c", f"{without}runpy.run_path(sys.argv[0], run_name='__main__')", *command]
+    second = start(at_once)  # before torch and Ray, which take seconds, could be imported
     log = second.wait()
     assert second.process.returncode == 2, log
     (error,) = [line for line in log.splitlines() if line.startswith("error: ")]

@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from pbd_ray.search import owner as owner_module
 from pbd_ray.search.ledger import Ledger
-from pbd_ray.search.owner import Owner, owned, require
+from pbd_ray.search.owner import Owner, owned, refuse_held, require
 from pbd_ray.search.process import this_process
 from pbd_ray.search.storage import LedgerError, Storage
 from pbd_ray.search.verify import verify
@@ -66,8 +66,11 @@ def test_the_second_is_refused(storage: Storage) -> None:
         with pytest.raises(LedgerError) as error, owned(storage, None, nobody_knows):
             pass
         assert records(storage) == before
+        with pytest.raises(LedgerError) as early:
+            refuse_held(storage)
     who = f"pid {os.getpid()} on {first.process.host} (Ray job raysubmit_1) since {first.started}"
-    assert str(error.value) == f"{storage.location} is held by {who}"
+    assert str(error.value) == str(early.value) == f"{storage.location} is held by {who}"
+    refuse_held(storage)
 
 
 def test_the_next_one_after_a_clean_end(storage: Storage) -> None:
@@ -112,6 +115,7 @@ def test_a_directory_deleted_meanwhile_stays_deleted(tmp_path: Path) -> None:
 )
 def test_a_dead_owner_is_followed(storage: Storage, left: dict[str, Any], finished: bool | None) -> None:
     dead = leave(storage, **left)
+    refuse_held(storage)
     with owned(storage, None, lambda job: finished if job == "raysubmit_1" else None) as owner:
         assert (dead.epoch, owner.epoch) == (1, 2)
         with pytest.raises(LedgerError, match=f"held by pid {os.getpid()}.*: this driver.*writes no more"):
@@ -131,6 +135,7 @@ def test_an_owner_that_may_live_is_not(
     storage: Storage, left: dict[str, Any], finished: bool | None, advice: bool
 ) -> None:
     other = leave(storage, **left)
+    refuse_held(storage)  # it cannot tell
     with pytest.raises(LedgerError) as error, owned(storage, None, lambda job: finished):
         pass
     assert f"is held by pid {os.getpid()} on {other.process.host}" in str(error.value)
@@ -146,6 +151,7 @@ def test_a_copy_is_nobodys(tmp_path: Path) -> None:
     with owned(Storage.at(str(tmp_path / "run")), None, nobody_knows):
         (tmp_path / "run" / "recipe.yaml").touch()
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        refuse_held(Storage.at(str(tmp_path / "copy")))
         with owned(Storage.at(str(tmp_path / "copy")), None, nobody_knows) as owner:
             assert owner.epoch == 2
 
