@@ -169,8 +169,11 @@ class Storage:
         Raises:
             LedgerError: the file is not Parquet.
         """
+        content = pa.BufferReader(self.read(name))
         try:
-            return pq.read_table(io.BytesIO(self.read(name)))
+            # In this thread: one of Arrow's own may still hold a Python file when the interpreter ends, and
+            # then the process aborts.
+            return pq.ParquetFile(content).read(use_threads=False)
         except pa.ArrowException as error:
             raise LedgerError(f"{self.uri(name)}: not valid Parquet: {one_line(error)}") from None
 
