@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private import ray_constants
 from ray.autoscaler._private.util import format_readonly_node_type
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
@@ -80,7 +80,8 @@ def ray_session(execution: Execution, say: Callable[[str], None]) -> Iterator[No
         )
     if not inside_job():
         runtime_env["py_modules"] = [str(Path(pbd_ray.__file__).parent)]
-    ray.init(runtime_env=runtime_env, **options)
+    with contextlib.nullcontext() if shared else _on_loopback():
+        ray.init(runtime_env=runtime_env, **options)
     try:
         with sigterm_as_interrupt():  # anew: ray.init has set a handler of its own
             if shared:
@@ -89,6 +90,21 @@ def ray_session(execution: Execution, say: Callable[[str], None]) -> Iterator[No
             yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started meanwhile listens on loopback only.
+
+    Else it listens on every interface of the machine, and whoever reaches its ports can run code. It takes
+    127.0.0.1 as an address only where it believes that clusters of several nodes are not supported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def require_resources(execution: Execution, say: Callable[[str], None]) -> None:
@@ -175,7 +191,7 @@ def _node_types() -> set[str]:
     if is_autoscaler_v2():
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
         return {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
-    written = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
+    written = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS.encode())
     report = (json.loads(written) if written else {}).get("autoscaler_report") or {}
     return {*report.get("active_nodes", ()), *report.get("pending_launches", ())}
 
