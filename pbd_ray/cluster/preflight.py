@@ -101,7 +101,7 @@ def _in_tasks(recipe: Recipe, videos: Sequence[Video]) -> Iterator[Finding]:
     takes down its process every time has a problem too."""
     execution = recipe.execution
     need = worker_resources(execution)
-    task: Any = ray.remote(_look).options(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))
+    task: Any = ray.remote(_look)
     shared = ray.put(recipe)
     starts = range(0, len(videos), _CHUNK_VIDEOS)
     waiting = deque(tuple(videos[start : start + _CHUNK_VIDEOS]) for start in starts)
@@ -110,7 +110,8 @@ def _in_tasks(recipe: Recipe, videos: Sequence[Video]) -> Iterator[Finding]:
         while waiting and len(running) < worker_capacity(execution):
             chunk = waiting.popleft()
             retries = execution.task_retries if len(chunk) == 1 else 0
-            running[task.options(max_retries=retries).remote(shared, chunk)] = chunk
+            options = task.options(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0), max_retries=retries)
+            running[options.remote(shared, chunk)] = chunk
         (ready,), _ = ray.wait(list(running), num_returns=1)
         chunk = running.pop(ready)
         try:

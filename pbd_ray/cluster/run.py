@@ -15,6 +15,7 @@ import torch
 from pbd_ray.cluster.holder import job_finished, sole_driver, submission_id
 from pbd_ray.cluster.inputs import check_bundle, given_teacher
 from pbd_ray.cluster.monitoring import say, throttled
+from pbd_ray.cluster.places import check_places
 from pbd_ray.cluster.preflight import usable_videos
 from pbd_ray.cluster.session import ray_session, sigterm_as_interrupt
 from pbd_ray.cluster.steps import cluster_steps, fit_teacher
@@ -32,6 +33,7 @@ from pbd_ray.report.rounds import depths_info, frontier_table, rounds_text
 from pbd_ray.search.controller import compress
 from pbd_ray.search.evaluation import detections_of, evaluate, headline_interval
 from pbd_ray.search.feed import SliceFeed
+from pbd_ray.search.footprint import compression_footprint, teacher_footprint
 from pbd_ray.search.in_process import fit_grid, in_process_steps
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.owner import Owner, owned
@@ -58,7 +60,8 @@ def _compress(recipe: Recipe, storage: Storage, owner: Owner) -> Summary:
     split = load_split(recipe, say)
     teacher = given_teacher(recipe, split)
     # Ray before the videos: it forgets the code of a submitted job whose driver takes a minute to connect.
-    with _backend(recipe), _alone_in_cluster(recipe, storage, owner):
+    with _backend(recipe, recipe.execution.train_workers), _alone_in_cluster(recipe, storage, owner):
+        check_places(recipe, storage, compression_footprint(recipe.experiment, split).total)
         split, source, left_out = usable_videos(recipe, split, Ledger(storage).quarantine())
         classes = split.fit.classes
         ledger = Ledger.open(storage, recipe, owner)
@@ -98,7 +101,9 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
         raise ConfigError(f"--output {output} is there already")
     scratch = output.absolute().with_name(f"{output.name}.fit")
     split = load_split(recipe, say)
-    with _backend(recipe):
+    with _backend(recipe, recipe.execution.train_workers):
+        needed = teacher_footprint(recipe.experiment, len(split.fit.classes))
+        check_places(recipe, Storage.at(str(scratch)), needed.total)
         files = Ledger(Storage.at(str(scratch)))  # no run directory, but it must go on with the same videos
         split, source, left_out = usable_videos(recipe, split, files.quarantine())
         files.record_quarantine(left_out)
@@ -142,7 +147,7 @@ def run_detector(recipe: Recipe, directory: str | Path, measures: Measures, outp
     split = Split(fit=nothing, selection=nothing, test=whole.test)  # only these videos need be there
     bundle = load_bundle(directory)
     check_bundle(recipe, split, bundle, str(directory))
-    with _backend(recipe), tempfile.TemporaryDirectory() as scratch:
+    with _backend(recipe, workers=1), tempfile.TemporaryDirectory() as scratch:
         split, source, left_out = usable_videos(recipe, split)
         with _steps(recipe, split, source, scratch) as steps:
             rows = _test_rows(recipe, split, steps, from_detector(bundle.detector))
@@ -187,12 +192,12 @@ def _headline(recipe: Recipe) -> str:
 
 
 @contextlib.contextmanager
-def _backend(recipe: Recipe) -> Iterator[None]:
+def _backend(recipe: Recipe, workers: int) -> Iterator[None]:
     if recipe.execution.backend == "local":
         torch.set_num_threads(recipe.execution.threads_per_worker)
         yield
         return
-    with ray_session(recipe.execution, say):
+    with ray_session(recipe.execution, say, workers):
         yield
 
 
