@@ -88,7 +88,7 @@ def test_killed_in_round_two_goes_on_to_the_same_result(
 
 
 def test_terminated_leaves_nothing(start: Start, tiny_recipe: str, video_cache: Path, tmp_path: Path) -> None:
-    """A Ray of the driver's own listens on loopback only. SIGTERM, as `ray job stop` sends it: exit status 143
+    """A Ray that we start listens on loopback only. SIGTERM, as `ray job stop` sends it: exit status 143
     and no process left."""
     run_dir = tmp_path / "run"
     driver = start(["jobs/compress.py", tiny_recipe, *_overrides(run_dir, video_cache)])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,13 @@ from pbd_ray.data import synthetic
 from pbd_ray.data.source import load_split
 from pbd_ray.search.storage import Storage
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    # Ray never closes a socket with which a cluster of this process tried whether a node answers.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +48,6 @@ def stranger(here: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         os.chdir(tmp_path_factory.mktemp("elsewhere"))
         second = cluster.add_node(num_cpus=1)
         os.chdir(here)
-        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-            gc.collect()  # Ray leaves open the sockets with which it looked for free ports
         ray.init(address=cluster.address, log_to_driver=False)
         yield second.node_id
     finally:
@@ -69,8 +71,7 @@ def data(tiny_recipe: str, video_cache: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def recipe(tiny_recipe: str, data: Path) -> Recipe:
-    files = ["experiment.data.source=files", "experiment.data.synthetic=null", "max_quarantined=0.5"]
-    files[-1] = f"experiment.data.{files[-1]}"
+    files = [f"experiment.data.{part}" for part in ("source=files", "synthetic=null", "max_quarantined=0.5")]
     paths = [f"data_root={data}", f"annotations={data / 'annotations.json'}", f"cache_dir={data.parent}"]
     return load_recipe(tiny_recipe, [*files, *paths, "task_retries=0"])
 

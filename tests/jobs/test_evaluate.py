@@ -181,3 +181,21 @@ def test_refused(
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
     assert expected in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+def test_markup_in_ids_and_labels(tmp_path: Path, run_job: Callable[..., Any]) -> None:
+    """Neither a browser's nor matplotlib's: it all comes out as it went in."""
+    labels, ids = ["<script>alert('1')</script>&amp;$x_{$", "b$\\frac{"], ["<b>v0", "&v1"]
+    instances = [{"label": label, "segment": [10.0 * k, 10.0 * k + 4]} for k, label in enumerate(labels)]
+    database = {id_: {"subset": "<i>", "duration": 30.0, "annotations": instances} for id_ in ids}
+    found = [{**instance, "score": 0.5} for instance in instances]
+    truth, predictions = tmp_path / "gt.json", tmp_path / "p.json"
+    truth.write_text(json.dumps({"database": database}))
+    predictions.write_text(json.dumps({"results": dict.fromkeys(ids, found)}))
+    arguments = ["--ground-truth", str(truth), "--predictions", str(predictions), "--subset", "<i>"]
+    outcome = run_job("evaluate.py", *arguments, "--output", str(tmp_path / "out"))
+    assert outcome.status == 0, outcome.err
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["average_map"] == 1.0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert labels[0] in metrics["ap_by_class"]
