@@ -52,13 +52,14 @@ def _examined(
 ) -> tuple[Split, Quarantine]:
     videos = split.everything().videos
     found = {finding.video.id: finding for finding in _findings(recipe, videos, source)}
-    problems = {id_: found[id_].problem or "" for id_ in found if found[id_].problem is not None}
+    # Tasks end in any order; lines and errors speak of the videos in theirs.
+    problems = {video.id: problem for video in videos if (problem := found[video.id].problem) is not None}
     if stored is None:
         left_out = quarantine(split, problems, recipe.experiment.data.max_quarantined)
     else:
         left_out = stored
         _require_the_rest(problems, stored)
-        for id_ in stored.reasons.keys() & found.keys() - problems.keys():
+        for id_ in sorted(stored.reasons.keys() & found.keys() - problems.keys()):
             say(f"video {id_} can be used now, but the run began without it: it stays out")
     for id_, reason in left_out.reasons.items():
         say(f"quarantined {id_}: {reason}")

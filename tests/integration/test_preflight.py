@@ -24,6 +24,7 @@ from pbd_ray.search.storage import Storage
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.slow,
     # Where Ray looks for a free port it does not close the socket of one that is taken.
     pytest.mark.filterwarnings(
         "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
