@@ -85,6 +85,9 @@ class DataConfig(Section):
     """Videos the evaluation leaves out (ActivityNet's blocked list)."""
     min_instance_fraction: Fraction = 0.0
     """Training instances shorter than this fraction of the video are left out (ActivityNet 0.01)."""
+    max_quarantined: Fraction = 0.05
+    """Of the fit, the selection and the test videos, the share of each that may be left out because the files
+    cannot be used; with more the run refuses to start. 0: every video must be usable."""
 
     @model_validator(mode="after")
     def _synthetic_has_settings(self) -> DataConfig:

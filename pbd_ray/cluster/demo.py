@@ -24,6 +24,7 @@ from pathlib import Path
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pbd_ray.cluster.monitoring import say
@@ -63,6 +64,8 @@ def _cluster() -> Iterator[str]:
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         # Nothing runs any more when it ends: without this Ray waits 30 s for its own idle actors to leave.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # It listens on every interface, whatever address it is given, unless several nodes are ruled out.
+        ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
     }
     with tempfile.TemporaryDirectory(prefix="pbd_ray_", ignore_cleanup_errors=True) as folder:
         options = {

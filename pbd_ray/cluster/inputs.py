@@ -1,44 +1,21 @@
-"""What a run starts from: annotated videos that open, and the teacher."""
+"""The teacher that a run starts from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import torch
 
-from pbd_ray.cluster.monitoring import say, throttled
+from pbd_ray.cluster.monitoring import say
 from pbd_ray.config import ConfigError, Recipe
-from pbd_ray.data.annotations import Annotations, Split, Video, video_file, with_probe
-from pbd_ray.data.source import VideoSource, local_source
-from pbd_ray.data.video import VideoError, probe_video, slack
+from pbd_ray.data.annotations import Split
 from pbd_ray.detector.bundle import FILES, Bundle, bundle_files, bundle_from_files
 from pbd_ray.detector.detector import Detector
 from pbd_ray.detector.opentad import load_opentad
 
 SHIPPED = "demo_teacher"
-_PROBES_AT_ONCE = 4
-
-
-def open_videos(recipe: Recipe, split: Split) -> tuple[Split, VideoSource]:
-    """The annotated videos, each opened once, and where this node reads them.
-
-    Raises:
-        UserError: a missing file, or a file that is not the annotated video.
-    """
-    progress = throttled(recipe.execution.progress_seconds)
-    source = local_source(recipe, lambda done, of: progress(f"generating videos: {done} of {of}"))
-    if recipe.experiment.data.source == "files":
-        split = Split(*(_probed(part, source) for part in (split.fit, split.selection, split.test)))
-    counts = ", ".join(
-        f"{len(part.videos)} {name}"
-        for name, part in (("fit", split.fit), ("selection", split.selection), ("test", split.test))
-    )
-    say(f"videos: {counts}; {len(split.fit.classes)} classes; in {source.data_root}")
-    return split, source
 
 
 def given_teacher(recipe: Recipe, split: Split) -> Mapping[str, bytes] | None:
@@ -110,17 +87,3 @@ def check_bundle(recipe: Recipe, split: Split, bundle: Bundle, who: str) -> None
                 )
     if tuple(bundle.classes) != tuple(split.fit.classes):
         raise ConfigError(f"{who}: classes {list(bundle.classes)}, data {list(split.fit.classes)}")
-
-
-def _probed(part: Annotations, source: VideoSource) -> Annotations:
-    def probe(video: Video) -> Video:
-        path = video_file(video, source.data_root)
-        found = probe_video(path)
-        if not video.frames:
-            return with_probe(video, found)
-        if abs(found.frames - video.frames) > slack(found.frames):
-            raise VideoError(f"{path}: {found.frames} frames, its annotation says {video.frames}")
-        return video
-
-    with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
-        return replace(part, videos=tuple(pool.map(probe, part.videos)))

@@ -13,8 +13,10 @@ import pyarrow as pa
 import torch
 
 from pbd_ray.cluster.holder import job_finished, sole_driver, submission_id
-from pbd_ray.cluster.inputs import check_bundle, given_teacher, open_videos
+from pbd_ray.cluster.inputs import check_bundle, given_teacher
 from pbd_ray.cluster.monitoring import say, throttled
+from pbd_ray.cluster.places import check_places
+from pbd_ray.cluster.preflight import usable_videos
 from pbd_ray.cluster.session import ray_session, sigterm_as_interrupt
 from pbd_ray.cluster.steps import cluster_steps, fit_teacher
 from pbd_ray.compression.blocks import Model, from_detector, to_detector
@@ -31,6 +33,7 @@ from pbd_ray.report.rounds import depths_info, frontier_table, rounds_text
 from pbd_ray.search.controller import compress
 from pbd_ray.search.evaluation import detections_of, evaluate, headline_interval
 from pbd_ray.search.feed import SliceFeed
+from pbd_ray.search.footprint import compression_footprint, teacher_footprint
 from pbd_ray.search.in_process import fit_grid, in_process_steps
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.owner import Owner, owned
@@ -57,10 +60,12 @@ def _compress(recipe: Recipe, storage: Storage, owner: Owner) -> Summary:
     split = load_split(recipe, say)
     teacher = given_teacher(recipe, split)
     # Ray before the videos: it forgets the code of a submitted job whose driver takes a minute to connect.
-    with _backend(recipe), _alone_in_cluster(recipe, storage, owner):
-        split, source = open_videos(recipe, split)
+    with _backend(recipe, recipe.execution.train_workers), _alone_in_cluster(recipe, storage, owner):
+        check_places(recipe, storage, compression_footprint(recipe.experiment, split).total)
+        split, source, left_out = usable_videos(recipe, split, Ledger(storage).quarantine())
         classes = split.fit.classes
         ledger = Ledger.open(storage, recipe, owner)
+        ledger.record_quarantine(left_out)
         if teacher is None and ledger.teacher.read_bundle() is None:
             fitted = _fit(recipe, split, source, ledger.scratch_uri())
             teacher = _bundle(recipe, classes, fitted.model, {"experiment": recipe.experiment.name})
@@ -96,8 +101,12 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
         raise ConfigError(f"--output {output} is there already")
     scratch = output.absolute().with_name(f"{output.name}.fit")
     split = load_split(recipe, say)
-    with _backend(recipe):
-        split, source = open_videos(recipe, split)
+    with _backend(recipe, recipe.execution.train_workers):
+        needed = teacher_footprint(recipe.experiment, len(split.fit.classes))
+        check_places(recipe, Storage.at(str(scratch)), needed.total)
+        files = Ledger(Storage.at(str(scratch)))  # no run directory, but it must go on with the same videos
+        split, source, left_out = usable_videos(recipe, split, files.quarantine())
+        files.record_quarantine(left_out)
         fitted = _fit(recipe, split, source, str(scratch))
         with _steps(recipe, split, source, str(scratch)) as steps:
             rows = _test_rows(recipe, split, steps, fitted.model)
@@ -115,6 +124,7 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
         "test_map": {f"{tiou:g}": value for tiou, value in quality.map.items()},
         "test_average_map": quality.average_map,
         "test_headline": [quality.headline_map, interval.low, interval.high],
+        "quarantined": dict(left_out.reasons),
     }
     detector = to_detector(fitted.model, experiment.detector, len(split.fit.classes))
     save_bundle(output, detector, split.fit.classes, facts)
@@ -137,12 +147,16 @@ def run_detector(recipe: Recipe, directory: str | Path, measures: Measures, outp
     split = Split(fit=nothing, selection=nothing, test=whole.test)  # only these videos need be there
     bundle = load_bundle(directory)
     check_bundle(recipe, split, bundle, str(directory))
-    with _backend(recipe), tempfile.TemporaryDirectory() as scratch:
-        split, source = open_videos(recipe, split)
+    with _backend(recipe, workers=1), tempfile.TemporaryDirectory() as scratch:
+        split, source, left_out = usable_videos(recipe, split)
         with _steps(recipe, split, source, scratch) as steps:
             rows = _test_rows(recipe, split, steps, from_detector(bundle.detector))
     truth, detections = scored_against(split.test), named(split.test, detections_of(rows))
-    facts = {"subset": recipe.experiment.data.test_subset, "kept_blocks": list(bundle.kept_blocks)}
+    facts = {
+        "subset": recipe.experiment.data.test_subset,
+        "kept_blocks": list(bundle.kept_blocks),
+        "quarantined": dict(left_out.reasons),
+    }
     report = evaluate_detections(truth, detections, measures, facts)
     predictions = json.dumps(detections_to_json(detections, truth.classes)).encode()
     publish(report, output, say, {"predictions.json": predictions})
@@ -178,12 +192,12 @@ def _headline(recipe: Recipe) -> str:
 
 
 @contextlib.contextmanager
-def _backend(recipe: Recipe) -> Iterator[None]:
+def _backend(recipe: Recipe, workers: int) -> Iterator[None]:
     if recipe.execution.backend == "local":
         torch.set_num_threads(recipe.execution.threads_per_worker)
         yield
         return
-    with ray_session(recipe.execution, say):
+    with ray_session(recipe.execution, say, workers):
         yield
 
 

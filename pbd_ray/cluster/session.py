@@ -13,13 +13,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private import ray_constants
 from ray.autoscaler._private.util import format_readonly_node_type
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
@@ -29,6 +29,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.state import list_placement_groups
 
 import pbd_ray
+from pbd_ray.cluster.growth import asking, most_workers, refused
 from pbd_ray.cluster.monitoring import throttled
 from pbd_ray.config import Execution, UserError
 
@@ -57,11 +58,14 @@ def inside_job() -> bool:
 
 
 @contextlib.contextmanager
-def ray_session(execution: Execution, say: Callable[[str], None]) -> Iterator[None]:
+def ray_session(execution: Execution, say: Callable[[str], None], workers: int = 1) -> Iterator[None]:
     """Connect to the cluster, hold it, and shut down what was started here.
 
+    Args:
+        workers: how many the cluster must hold at once: `train_workers` where something is trained.
+
     Raises:
-        ResourcesError: a scoring or training worker would never fit the cluster.
+        ResourcesError: the cluster would never hold them.
     """
     environment = {key: os.environ.get(key, value) for key, value in _WORKER_ENVIRONMENT.items()}
     os.environ.update(environment)
@@ -80,49 +84,87 @@ def ray_session(execution: Execution, say: Callable[[str], None]) -> Iterator[No
         )
     if not inside_job():
         runtime_env["py_modules"] = [str(Path(pbd_ray.__file__).parent)]
-    ray.init(runtime_env=runtime_env, **options)
+    with contextlib.nullcontext() if shared else _on_loopback():
+        ray.init(runtime_env=runtime_env, **options)
     try:
         with sigterm_as_interrupt():  # anew: ray.init has set a handler of its own
             if shared:
                 _remove_orphaned_placement_groups()
-            require_resources(execution, say)
+            require_resources(execution, say, workers)
             yield
     finally:
         ray.shutdown()
 
 
-def require_resources(execution: Execution, say: Callable[[str], None]) -> None:
-    """Wait until one worker of each kind fits the cluster, at most `resource_wait_seconds`.
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started meanwhile listens on loopback only.
+
+    Else it listens on every interface of the machine, and whoever reaches its ports can run code. It takes
+    127.0.0.1 as an address only where it believes that clusters of several nodes are not supported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def require_resources(execution: Execution, say: Callable[[str], None], workers: int) -> None:
+    """Wait until the nodes hold so many workers at once, at most `resource_wait_seconds`.
 
     Raises:
-        ResourcesError: no node has or, as far as Ray knows, will ever have enough.
+        ResourcesError: they do not and, as far as Ray knows, never will.
     """
     need = worker_resources(execution)
-    if _any_node_has(need):
+    if _room(need) >= workers:
         return
-    shown = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
     first_report = time.monotonic() + _FIRST_REPORT_SECONDS
     while not _node_types() and time.monotonic() < first_report:
         time.sleep(_WAIT_POLL_SECONDS)  # of a head that has just started nobody knows yet whether it can grow
     if not autoscaler_runs():
-        raise ResourcesError(
-            f"execution asks for {shown} a worker (cpus_per_worker, gpus_per_worker) "
-            f"but no node of the cluster has it: {_largest_node()}"
-        )
+        raise ResourcesError(f"{_asks(execution, workers)} {_has(need)}")
+    most = most_workers(need)
+    if most is not None and most < workers:
+        raise ResourcesError(f"{_asks(execution, workers)} its autoscaler brings {most} at most")
+    shown, start = _shown(need), time.time()
     deadline = time.monotonic() + execution.resource_wait_seconds
     tell = throttled(_WAIT_LINE_SECONDS, say)
-    request_resources(bundles=[need])  # nothing else asks yet, and unasked no node comes
+    request_resources(bundles=[need] * workers)  # nothing else asks yet, and unasked no node comes
     try:
-        while not _any_node_has(need):
-            if time.monotonic() > deadline:
-                raise ResourcesError(
-                    f"no node with {shown} came within execution.resource_wait_seconds="
-                    f"{execution.resource_wait_seconds:g}"
-                )
-            tell(f"waiting for a node with {shown}")
-            time.sleep(_WAIT_POLL_SECONDS)
+        with asking(need):
+            while (there := _room(need)) < workers:
+                if not there and refused(need, start):
+                    raise ResourcesError(
+                        f"{_asks(execution, workers)} no type of node of its autoscaler has it"
+                    )
+                if time.monotonic() > deadline:
+                    raise ResourcesError(
+                        f"{there} of {workers} workers of {shown} came within "
+                        f"execution.resource_wait_seconds={execution.resource_wait_seconds:g}"
+                    )
+                tell(f"waiting for {workers} workers of {shown}, room for {there} is there")
+                time.sleep(_WAIT_POLL_SECONDS)
     finally:
         request_resources(bundles=[])
+
+
+def _asks(execution: Execution, workers: int) -> str:
+    gang = f"{workers} workers at once (train_workers), " if workers > 1 else ""
+    shown = _shown(worker_resources(execution))
+    return f"execution asks for {gang}{shown} a worker (cpus_per_worker, gpus_per_worker) but"
+
+
+def _shown(need: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in need.items())
+
+
+def _has(need: Mapping[str, float]) -> str:
+    room = _room(need)
+    if room:
+        return f"the nodes of the cluster hold {room}"
+    return f"no node of the cluster has it: {_largest_node()}"
 
 
 def worker_resources(execution: Execution) -> dict[str, float]:
@@ -138,20 +180,17 @@ def worker_capacity(execution: Execution) -> int:
     may bring more, `max_workers`."""
     if autoscaler_runs():
         return execution.max_workers
-    need = worker_resources(execution)
-    total = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            total += min(int(node["Resources"].get(name, 0) // amount) for name, amount in need.items())
-    return max(1, total)
+    return max(1, _room(worker_resources(execution)))
 
 
-def _any_node_has(need: dict[str, float]) -> bool:
-    return any(
-        all(node["Resources"].get(name, 0.0) >= amount for name, amount in need.items())
-        for node in ray.nodes()
-        if node["Alive"]
-    )
+def holds(node: Mapping[str, Any], need: Mapping[str, float]) -> int:
+    """How many times a node has what is needed, whatever else it is busy with."""
+    return min(int(node["Resources"].get(name, 0.0) // amount) for name, amount in need.items())
+
+
+def _room(need: Mapping[str, float]) -> int:
+    """How many times the nodes that are alive have what is needed, each times on one node."""
+    return sum(holds(node, need) for node in ray.nodes() if node["Alive"])
 
 
 def _largest_node() -> str:
@@ -175,7 +214,7 @@ def _node_types() -> set[str]:
     if is_autoscaler_v2():
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
         return {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
-    written = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
+    written = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS.encode())
     report = (json.loads(written) if written else {}).get("autoscaler_report") or {}
     return {*report.get("active_nodes", ()), *report.get("pending_launches", ())}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import reprlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -39,13 +39,17 @@ AGNOSTIC_CLASSES = ("action",)
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".webm")
 
 
+class NoVideoFile(AnnotationError):
+    """An annotated video has no file."""
+
+
 @dataclass(frozen=True, eq=False)
 class Video:
     """One annotated video. `segments_seconds` (n, 2) and `labels` (n,) are read-only."""
 
     id: str
     path: str
-    """File name relative to the data root, or absolute."""
+    """File name relative to the data root, or absolute and inside it."""
     subset: str
     duration_seconds: float
     fps: float
@@ -100,6 +104,19 @@ class Split:
     selection: Annotations
     test: Annotations
 
+    @property
+    def parts(self) -> dict[str, Annotations]:
+        """The three parts by name."""
+        return {"fit": self.fit, "selection": self.selection, "test": self.test}
+
+    def map(self, change: Callable[[Video], Video]) -> Split:
+        """The split with every video changed."""
+        changed = {
+            name: replace(part, videos=tuple(change(video) for video in part.videos))
+            for name, part in self.parts.items()
+        }
+        return Split(**changed)
+
     def everything(self) -> Annotations:
         """All videos of the three parts."""
         return replace(self.fit, videos=self.fit.videos + self.selection.videos + self.test.videos)
@@ -146,15 +163,21 @@ def video_file(video: Video, data_root: str) -> str:
     """Where the video's file is: at its path, else its id or `v_` + id (as ActivityNet) with a known suffix.
 
     Raises:
-        AnnotationError: there is none.
+        NoVideoFile: there is none.
+        AnnotationError: it lies outside the data root, by its path or through a symbolic link.
     """
     bare = PurePosixPath(video.id)
     stems = (bare, bare.with_name(f"v_{bare.name}"))
     for name in (video.path, *(f"{stem}{suffix}" for stem in stems for suffix in VIDEO_SUFFIXES)):
         candidate = Path(data_root, name)
         if candidate.is_file():
+            place = candidate.resolve()
+            if not place.is_relative_to(Path(data_root).resolve()):
+                raise AnnotationError(
+                    f"{candidate}: video {video.id!r} is {place}, outside of execution.data_root {data_root}"
+                )
             return str(candidate)
-    raise AnnotationError(
+    raise NoVideoFile(
         f"{data_root}: no file for video {video.id!r}: tried {video.path} and "
         f"[v_]{video.id}{{{','.join(VIDEO_SUFFIXES)}}}"
     )
@@ -194,13 +217,14 @@ def split(annotations: Annotations, data_config: DataConfig, seed: int) -> Split
     test = annotations.subset(data_config.test_subset)
     blocked = set(data_config.blocked_videos)
     test = test.select(video.id for video in test.videos if video.id not in blocked)
-    for name, part in (("fit", fit), ("selection", selection), ("test", test)):
+    parts = Split(fit, selection, test)
+    for name, part in parts.parts.items():
         if not part.videos:
             counted = Counter(video.subset for video in annotations.videos)
             known = ", ".join(f"{key!r} ({count})" for key, count in sorted(counted.items()))
             asked = ", ".join(f"{key} {value!r}" for key, value in subsets.items() if value is not None)
             raise AnnotationError(f"no {name} videos: data.{asked}; the annotations hold the subsets {known}")
-    return Split(fit, selection, test)
+    return parts
 
 
 @dataclass(frozen=True, eq=False)

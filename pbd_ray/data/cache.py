@@ -1,7 +1,8 @@
 """Decoded frames on the node's disk, memory-mapped: what every epoch, learning rate and round reads again.
 
 One .npy file a video and size, holding the frames that the grid can ever ask for. The cache never
-evicts: epochs read videos in cycles, where keeping the first that fit beats throwing out the oldest.
+evicts: epochs read videos in cycles, where keeping the first that fit beats throwing out the oldest. It ends
+where its budget ends, or before, where the disk does.
 Files are written under a temporary name and renamed, so processes and threads of a node share them safely.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ import numpy.typing as npt
 from pbd_ray.data.video import FrameReader
 
 _CHUNK_FRAMES = 256
+SPARE_BYTES = 500_000_000
+"""Of the disk, left to others: a memory-mapped file that outgrows its disk kills the process."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class FrameCache:
             return None
         return CachedFrames(wanted, np.load(file, mmap_mode="r", allow_pickle=False))
 
+    def shortfall_bytes(self) -> int:
+        """By how much the disk is too small for what is left of the budget; 0 where it is not."""
+        used = self._used_bytes() if self.directory.is_dir() else 0
+        return max(0, self.budget_bytes - used - (free_bytes(self.directory) - SPARE_BYTES))
+
     def _fill(
         self, file: Path, path: str, short_side: int, wanted: npt.NDArray[np.int64], annotated_frames: int
     ) -> bool:
@@ -54,7 +63,8 @@ class FrameCache:
         first = reader.read(wanted[:1])
         shape = (len(wanted), *first.shape[1:])
         self.directory.mkdir(parents=True, exist_ok=True)
-        if self._used_bytes() + int(np.prod(shape)) > self.budget_bytes:
+        size = int(np.prod(shape))
+        if self._used_bytes() + size > self.budget_bytes or size > free_bytes(self.directory) - SPARE_BYTES:
             return False
         part = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         try:
@@ -86,6 +96,12 @@ class CachedFrames:
         """Frames `indices`, all among `wanted`, in any order and with repeats, as (T, H, W, 3) RGB."""
         assert np.isin(indices, self.wanted).all(), "a frame that was not among the wanted ones"
         return self.frames[np.searchsorted(self.wanted, indices)]
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk where a path is, or would be made."""
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
 
 
 def _key(path: str, short_side: int, wanted: npt.NDArray[np.int64]) -> str:

@@ -31,18 +31,25 @@ def local_source(recipe: Recipe, progress: Callable[[int, int], None] | None = N
     Raises:
         ConfigError: `execution.data_root` is not set, or is not a directory here.
     """
-    generated, execution = recipe.experiment.data.synthetic, recipe.execution
-    cache_dir = Path(execution.cache_dir or Path(tempfile.gettempdir(), "pbd_ray"))
-    budget = int(execution.cache_gigabytes * 1e9)
-    cache = FrameCache(cache_dir / "frames", budget) if budget else None
+    generated, cache = recipe.experiment.data.synthetic, frame_cache(recipe)
     if generated is not None:
-        return VideoSource(str(synthetic.ensure(generated, cache_dir, progress, processes=2)), cache)
-    root = execution.data_root
+        return VideoSource(str(synthetic.ensure(generated, _cache_dir(recipe), progress, processes=2)), cache)
+    root = recipe.execution.data_root
     if root is None:
         raise ConfigError("execution.data_root is not set: name the directory of the videos")
     if not Path(root).is_dir():
         raise ConfigError(f"execution.data_root {root} is not a directory on this node")
     return VideoSource(root, cache)
+
+
+def frame_cache(recipe: Recipe) -> FrameCache | None:
+    """This node's cache of decoded frames; None where the recipe gives it no room."""
+    budget = int(recipe.execution.cache_gigabytes * 1e9)
+    return FrameCache(_cache_dir(recipe) / "frames", budget) if budget else None
+
+
+def _cache_dir(recipe: Recipe) -> Path:
+    return Path(recipe.execution.cache_dir or Path(tempfile.gettempdir(), "pbd_ray"))
 
 
 def load_split(recipe: Recipe, say: Callable[[str], None]) -> Split:

@@ -1,8 +1,14 @@
 """Frames of video files. The only module that imports decord.
 
-Frame numbers count decoded frames in display order. In a file of variable frame rate, frame k need not lie
-at k / fps seconds: annotations of such files are only as exact as their constant-rate reading. A rotation
-flag in the container is honoured or not as decord does.
+Frame numbers count decoded frames in display order, and frame k is taken to lie at k / fps seconds.
+
+What becomes of odd files (each case is tested on a real file):
+- A rotation flag in the container is honoured: frames come upright, width and height are those of the upright
+  picture.
+- A variable frame rate is not: every frame counts the same. Annotations of such files are only as exact as
+  their constant-rate reading. The rate of an MP4 is its frames by its seconds; a Matroska file gives the rate
+  that its header names, and one whose length then contradicts the annotation is quarantined.
+- A video of one frame is a video: its one frame fills every window.
 """
 
 from __future__ import annotations
@@ -27,6 +33,8 @@ decord.logging.set_level(decord.logging.QUIET)  # ffmpeg's own lines would flood
 TOLERANCE = 0.05
 LONGEST_SECONDS = 1e7
 """Time stamps beyond this are decord's way of saying that the file has none."""
+FASTEST_FPS = 1000.0
+"""Cameras for slow motion reach it; a file that claims more has a broken header."""
 
 
 class VideoError(UserError):
@@ -84,14 +92,8 @@ class FrameReader:
         return decoded if np.array_equal(wanted, inside) else decoded[inverse]
 
     def check_frames(self, annotated: int) -> None:
-        """Refuse a file that cannot be the annotated one: frame numbers would mean other moments.
-
-        Raises:
-            VideoError: the file's frame count differs from the annotated one by more than `slack`.
-        """
-        frames = self.probe.frames
-        if abs(annotated - frames) > slack(frames):
-            raise VideoError(f"{self.path}: the file has {frames} frames, its annotation says {annotated}")
+        """Refuse a file that cannot be the annotated one, as `check_frames` of this module."""
+        check_frames(self.path, self.probe.frames, annotated)
 
     def _compact_rows(self) -> bool:
         """Whether decord sees 3 colour channels. It counts the padding of rows as further channels where the
@@ -129,6 +131,26 @@ def probe_video(path: str) -> VideoProbe:
         return VideoProbe(len(reader), float(reader.get_avg_fps()), width, height)
 
 
+def examine_video(path: str) -> VideoProbe:
+    """What `probe_video` finds, of a file whose first, middle and last frame decode.
+
+    Three seeks: cheap enough for every video of a run, and enough to see a copy that was cut off.
+
+    Raises:
+        VideoError: as `probe_video`; a frame that does not decode; a frame rate that no camera has.
+    """
+    probe = probe_video(path)
+    if not 0 < probe.fps <= FASTEST_FPS:  # also NaN
+        raise VideoError(
+            f"{path}: it claims {probe.fps:g} frames a second, not more than 0 and at most {FASTEST_FPS:g}"
+        )
+    with _one_line_errors(path, "its frames cannot be decoded"):
+        reader = _open(path)
+        for index in sorted({0, probe.frames // 2, probe.frames - 1}):
+            reader[index]
+    return probe
+
+
 def read_frames(path: str, indices: npt.NDArray[np.int64], short_side: int) -> npt.NDArray[np.uint8]:
     """Frames `indices` of a file as (T, H, W, 3) RGB, short side `short_side` pixels; see FrameReader.
 
@@ -136,6 +158,16 @@ def read_frames(path: str, indices: npt.NDArray[np.int64], short_side: int) -> n
         VideoError: the file, or a frame of it, cannot be read.
     """
     return FrameReader(path, short_side).read(indices)
+
+
+def check_frames(path: str, frames: int, annotated: int) -> None:
+    """Refuse a file that cannot be the annotated one: frame numbers would mean other moments.
+
+    Raises:
+        VideoError: the file's frame count differs from the annotated one by more than `slack`.
+    """
+    if abs(annotated - frames) > slack(frames):
+        raise VideoError(f"{path}: the file has {frames} frames, its annotation says {annotated}")
 
 
 def slack(frames: int) -> int:

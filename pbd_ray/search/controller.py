@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 
 from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Split
+from pbd_ray.data.quarantine import NOTHING
 from pbd_ray.search.environment import current_environment
 from pbd_ray.search.hashing import annotations_hash, value_hash, weights_hash
-from pbd_ray.search.ledger import Ledger, LedgerError
+from pbd_ray.search.ledger import Ledger, LedgerError, quarantine_hash
 from pbd_ray.search.stages import FromBundle, Stages, ToBundle
 from pbd_ray.search.state import (
     TEACHER_ROUND,
@@ -109,7 +110,8 @@ def _open_teacher(stages: Stages, files: Mapping[str, bytes] | None) -> Model:
         raise LedgerError(f"{ledger.storage.uri('teacher')} holds another teacher than the one given")
     split = stages.split
     data_hash = value_hash([annotations_hash(part) for part in (split.fit, split.selection, split.test)])
-    environment = current_environment(stages.recipe.execution, data_hash, teacher_hash)
+    left_out = quarantine_hash(ledger.quarantine())
+    environment = current_environment(stages.recipe.execution, data_hash, teacher_hash, left_out)
     for change in ledger.record_environment(environment):
         stages.report(f"not bit-exact with the first start: {change}")
     return teacher
@@ -130,7 +132,9 @@ def _stop_reason(recipe: Recipe, records: list[RoundRecord]) -> str | None:
 def _write_summary(ledger: Ledger, records: list[RoundRecord], reason: str | None) -> Summary:
     environment = ledger.environment()
     assert environment is not None, "the environment is on record before the first commit"
-    summary = Summary(records[0], tuple(records[1:]), reason, bit_exact=not environment["changes"])
+    quarantine = ledger.quarantine() or NOTHING
+    bit_exact = not environment["changes"]
+    summary = Summary(records[0], tuple(records[1:]), reason, bit_exact, quarantine.reasons)
     ledger.write_summary(summary_to_json(summary))
     return summary
 

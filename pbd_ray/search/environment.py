@@ -38,6 +38,7 @@ class Environment:
     source_hash: str
     data_hash: str
     teacher_hash: str
+    quarantine_hash: str
     device: str
     threads_per_worker: int
     train_workers: int
@@ -48,7 +49,9 @@ class Environment:
         return asdict(self)
 
 
-def current_environment(execution: Execution, data_hash: str, teacher_hash: str) -> Environment:
+def current_environment(
+    execution: Execution, data_hash: str, teacher_hash: str, quarantine_hash: str
+) -> Environment:
     """The environment of this process. Of a package that is not installed no version is listed."""
     return Environment(
         versions=_versions(),
@@ -58,6 +61,7 @@ def current_environment(execution: Execution, data_hash: str, teacher_hash: str)
         source_hash=source_hash(),
         data_hash=data_hash,
         teacher_hash=teacher_hash,
+        quarantine_hash=quarantine_hash,
         device=execution.device,
         threads_per_worker=execution.threads_per_worker,
         train_workers=execution.train_workers,

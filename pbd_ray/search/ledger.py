@@ -5,6 +5,7 @@ file is there, a round when its commit.json is there and names its parent's resu
 immutable.
 
     recipe.yaml, environment.json
+    quarantine.json  videos that the run leaves out, decided at its first start (data/quarantine.py)
     owners/        one file a driver that ever wrote here (search/owner.py)
     teacher/       round 0: config.json + model.safetensors, evaluation/, evaluation.json, commit.json
     rounds/01/     scores/ (plan.json, one Parquet a slice), scores.parquet, decision.json, model/ (bundle),
@@ -21,6 +22,7 @@ import yaml
 from pydantic import ValidationError
 
 from pbd_ray.config import Recipe, differences, experiment_hash, one_line
+from pbd_ray.data.quarantine import NOTHING, Quarantine, quarantine_from_json, quarantine_to_json
 from pbd_ray.search.environment import Environment, exactness_changes
 from pbd_ray.search.hashing import value_hash
 from pbd_ray.search.owner import FOLDER as OWNERS
@@ -32,6 +34,7 @@ from pbd_ray.search.storage import LedgerError, Storage
 __all__ = ["Ledger", "LedgerError"]
 
 SCRATCH = "ray"
+QUARANTINE = "quarantine.json"
 
 
 class Ledger:
@@ -158,6 +161,29 @@ class Ledger:
             raise LedgerError(f"{self.storage.uri('environment.json')}: not an environment")
         return value
 
+    def record_quarantine(self, quarantine: Quarantine) -> None:
+        """Write down what the first start leaves out; the record that is there is never touched."""
+        if not self.storage.exists(QUARANTINE):
+            self.storage.write_json(QUARANTINE, quarantine_to_json(quarantine))
+
+    def quarantine(self) -> Quarantine | None:
+        """What the first start left out; None before it was decided.
+
+        Raises:
+            LedgerError: the record is gone, is something else, or is not the one the run began with.
+        """
+        value, environment = self.storage.read_json(QUARANTINE), self.environment()
+        if value is None and environment is None:
+            return None
+        name = self.storage.uri(QUARANTINE)
+        try:
+            found = NOTHING if value is None else quarantine_from_json(value)
+        except ValueError as error:
+            raise LedgerError(f"{name}: not a quarantine: {error}") from None
+        if environment is not None and environment["first"].get("quarantine_hash") != quarantine_hash(found):
+            raise LedgerError(f"{name}: not the one the run began with")
+        return found
+
     def commit(self, round: int, weights_hash: str) -> RoundRecord:
         """Close a round for good, chained to the round before.
 
@@ -208,6 +234,11 @@ class Ledger:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self.storage.write_json("summary.json", summary)
+
+
+def quarantine_hash(quarantine: Quarantine | None) -> str:
+    """SHA-256 of the record; of None as of one that names nothing."""
+    return value_hash(quarantine_to_json(quarantine or NOTHING))
 
 
 def before(folder: RoundFolder) -> str:

@@ -207,6 +207,8 @@ class Summary:
     stop_reason: str | None
     bit_exact: bool
     """False once the run went on under other versions, threads or processors than it began with."""
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    """Videos that the run leaves out -> why."""
 
 
 class Feed(Protocol):

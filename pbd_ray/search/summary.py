@@ -11,12 +11,14 @@ from pbd_ray.search.stopping import LATENCY
 
 
 def summary_to_json(summary: Summary) -> dict[str, Any]:
-    """`teacher`, `rounds` (one entry a committed round), `stop_reason` (None until the end), `bit_exact`."""
+    """`teacher`, `rounds` (one entry a committed round), `stop_reason` (None until the end), `bit_exact`,
+    `quarantined` (video -> why it is left out)."""
     return {
         "teacher": _evaluated(summary.teacher),
         "rounds": [_round(record) for record in summary.rounds],
         "stop_reason": summary.stop_reason,
         "bit_exact": summary.bit_exact,
+        "quarantined": dict(summary.quarantined),
     }
 
 

@@ -11,7 +11,8 @@ from pbd_ray.search.storage import LedgerError, Storage
 def verify(run_dir: str | Storage) -> list[str]:
     """Check every committed round of a run directory; one line for each problem, none if all is well.
 
-    Byte hashes of all files, logical hashes against `result`, and the chain of parents from the recipe on.
+    Byte hashes of all files, logical hashes against `result`, the chain of parents from the recipe on, and
+    the quarantine against the environment.
 
     Raises:
         LedgerError: it is not a run directory.
@@ -26,6 +27,10 @@ def verify(run_dir: str | Storage) -> list[str]:
     folders = {name.split("/")[1] for name in ledger.storage.names("rounds") if name.count("/") > 1}
     last = max((int(name) for name in folders if name.isdecimal()), default=TEACHER_ROUND)
     problems: list[str] = []
+    try:
+        ledger.quarantine()
+    except LedgerError as error:
+        problems.append(str(error))
     for round in range(last + 1):
         found, parent = _check(ledger.round(round), parent, is_last=round == last)
         problems += found

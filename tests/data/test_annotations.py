@@ -359,10 +359,13 @@ def test_video_file(tmp_path: Path, id_: str, file: str | None, there: list[str]
         assert video_file(video, str(root)) == str(root / found)
 
 
-def test_an_absolute_file_needs_no_root(tmp_path: Path) -> None:
-    (tmp_path / "clip.mov").touch()
-    (video,) = load_one(tmp_path, file=str(tmp_path / "clip.mov")).videos
-    assert video_file(video, str(tmp_path / "elsewhere")) == str(tmp_path / "clip.mov")
+def test_an_absolute_file_inside_the_root(tmp_path: Path) -> None:
+    """The root itself may be a symbolic link."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "clip.mov").touch()
+    (tmp_path / "root").symlink_to(tmp_path / "videos")
+    (video,) = load_one(tmp_path, file=str(tmp_path / "videos" / "clip.mov")).videos
+    assert video_file(video, str(tmp_path / "root")) == str(tmp_path / "videos" / "clip.mov")
 
 
 def results_of(folder: Path, *items: Any) -> Path:
@@ -512,3 +515,14 @@ def test_as_published_counts_what_the_official_evaluators_count(shared: Path) ->
     assert load_annotations(path, as_published=True).ground_truth().num_rows == expected
     # 22 instances of video_test_0000270 lie beyond its end; without them mAP comes out half a point higher
     assert load_annotations(path).ground_truth().num_rows == expected - 22
+
+
+def test_markup_is_text(tmp_path: Path) -> None:
+    """Ids, labels and subsets are carried as they are written; whoever prints them escapes them."""
+    name = '<script>alert("1")</script>&amp;\'$x_{$'
+    action = {"label": name, "segment": [1.0, 2.5]}
+    (video,) = load_annotations(write(tmp_path, {"<b>a": entry(annotations=[action], subset=name)})).videos
+    assert (video.id, video.subset, video.path) == ("<b>a", name, "<b>a.mp4")
+    found = results_of(tmp_path, {**action, "score": 0.5})
+    table = read_detections(found, [name]).table
+    assert detections_to_json(table, [name])["results"] == {"a": [{**action, "score": 0.5}]}

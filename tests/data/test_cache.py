@@ -193,6 +193,22 @@ def test_budget(tmp_path: Path, root: Path, annotations: Annotations) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("free", "kept", "shortfall"), [(0, False, 2.5e9), (4e9, True, 0), (1.5e9, True, 1e9)]
+)
+def test_a_disk_that_is_smaller_than_the_budget(
+    tmp_path: Path, video: tuple[str, int], monkeypatch: pytest.MonkeyPatch,
+    free: float, kept: bool, shortfall: float,
+) -> None:  # fmt: skip
+    """Half a gigabyte of it is left to others."""
+    monkeypatch.setattr(cache_module, "free_bytes", lambda path: int(free))
+    cache, (path, frames) = FrameCache(tmp_path, 2 * BIG), video
+    assert cache.shortfall_bytes() == shortfall
+    found = cache.open(path, SIDE, every(4, frames), frames)
+    assert (found is not None) is kept
+    assert len(list(tmp_path.iterdir())) == kept
+
+
 def test_a_file_that_vanishes_while_the_budget_is_counted(
     tmp_path: Path, video: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -10,26 +12,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pbd_ray.data.video import FrameReader, VideoError, VideoProbe, probe_video, read_frames, slack
+from pbd_ray.data.video import (
+    FrameReader,
+    VideoError,
+    VideoProbe,
+    examine_video,
+    probe_video,
+    read_frames,
+    slack,
+)
+
+Write = Callable[..., Path]
 
 ODD = ("decord_flipping_a_pancake.mkv", "ntu_S001C001P001R001A001_rgb.avi", "v_Basketball_g01_c01.avi")
-
-
-def write_video(
-    path: Path, frames: int = 30, width: int = 64, height: int = 48, codec: str = "libx264", fps: int = 10
-) -> Path:
-    """Frame k is grey level 7 k (below 230), its left half 20 levels brighter."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for index in range(frames):
-            pixels = np.full((height, width, 3), 7 * index % 230, np.uint8)
-            pixels[:, : width // 2] += 20
-            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    return path
 
 
 def decode_by_pyav(path: Path, width: int, height: int) -> NDArray[np.uint8]:
@@ -49,7 +44,7 @@ def levels(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_the_frames_asked_for(tmp_path: Path, name: str, codec: str) -> None:
+def test_the_frames_asked_for(write_video: Write, tmp_path: Path, name: str, codec: str) -> None:
     path = str(write_video(tmp_path / name, codec=codec))
     assert probe_video(path) == VideoProbe(frames=30, fps=10.0, width=64, height=48)
     indices = np.array([0, 4, 8, 29, 29, 3, 3, 17])
@@ -81,7 +76,12 @@ def test_the_frames_asked_for(tmp_path: Path, name: str, codec: str) -> None:
     ],
 )
 def test_short_side_and_aspect(
-    tmp_path: Path, width: int, height: int, short_side: int, expected: tuple[int, int]
+    write_video: Write,
+    tmp_path: Path,
+    width: int,
+    height: int,
+    short_side: int,
+    expected: tuple[int, int],
 ) -> None:
     path = write_video(tmp_path / "a.mp4", 6, width, height)
     frames = read_frames(str(path), np.arange(6), short_side)
@@ -93,7 +93,9 @@ def test_short_side_and_aspect(
 
 
 @pytest.mark.parametrize(("frames", "beyond"), [(1, 2), (30, 2), (100, 5)])
-def test_a_little_beyond_the_end_is_the_last_frame(tmp_path: Path, frames: int, beyond: int) -> None:
+def test_a_little_beyond_the_end_is_the_last_frame(
+    write_video: Write, tmp_path: Path, frames: int, beyond: int
+) -> None:
     path = str(write_video(tmp_path / "a.mp4", frames))
     assert slack(frames) == beyond
     last = read_frames(path, np.array([frames - 1]), 24)[0]
@@ -103,7 +105,7 @@ def test_a_little_beyond_the_end_is_the_last_frame(tmp_path: Path, frames: int, 
         read_frames(path, np.array([0, frames + beyond]), 24)
 
 
-def test_a_file_that_is_not_the_annotated_one(tmp_path: Path) -> None:
+def test_a_file_that_is_not_the_annotated_one(write_video: Write, tmp_path: Path) -> None:
     reader = FrameReader(str(write_video(tmp_path / "a.mp4", 60)), 24)
     for annotated in (57, 60, 63):
         reader.check_frames(annotated)
@@ -217,7 +219,7 @@ def test_odd_videos(shared: Path, name: str, frames: int, fps: float, width: int
 
 
 @pytest.mark.parametrize("name", ["arid", ODD[1], "narrow"])
-def test_one_reader_goes_back_and_forth(shared: Path, tmp_path: Path, name: str) -> None:
+def test_one_reader_goes_back_and_forth(shared: Path, write_video: Write, tmp_path: Path, name: str) -> None:
     if name == "arid":
         path = shared / "data" / "arid_composed" / "videos" / "validation_0003.mp4"
     elif name == "narrow":
@@ -249,3 +251,33 @@ def test_ffmpeg_is_silent(shared: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""
+
+
+def test_one_frame(write_video: Write, tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "a.mp4", 1))
+    assert examine_video(path).frames == 1
+    frames = read_frames(path, np.array([0, 1, 2]), 24)
+    assert np.array_equal(frames[0], frames[2])
+
+
+def test_a_rotated_video_comes_upright(write_video: Write, tmp_path: Path) -> None:
+    """A quarter turn clockwise in the header (the display matrix of its track), as phones write it."""
+    path = write_video(tmp_path / "a.mp4", 5)
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    lying = read_frames(str(path), np.arange(5), 48)
+    content[matrix : matrix + 36] = turn
+    path.write_bytes(content)
+    assert examine_video(str(path)) == VideoProbe(frames=5, fps=10.0, width=48, height=64)
+    upright = read_frames(str(path), np.arange(5), 48)
+    assert np.abs(upright.astype(int) - np.rot90(lying, -1, axes=(1, 2))).max() <= 2
+
+
+@pytest.mark.parametrize(("name", "fps"), [("a.mp4", 30 / 9.8), ("a.mkv", 10.0)])
+def test_a_variable_frame_rate_is_not_seen(write_video: Write, tmp_path: Path, name: str, fps: float) -> None:
+    """Ten frames in the first second, then one every half second: frames are counted, time stamps are not."""
+    path = str(write_video(tmp_path / name, 30, ticks=[*range(10), *range(10, 110, 5)]))
+    probe = examine_video(path)
+    assert (probe.frames, probe.fps) == (30, pytest.approx(fps))
+    np.testing.assert_allclose(levels(read_frames(path, np.arange(30), 24)), 7 * np.arange(30), atol=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +55,15 @@ class Driver:
                     continue  # it ended while we looked, or belongs to the kernel
                 if f"{_MARK}={self.mark}".encode() in environment.split(b"\0") and state != "Z":
                     found.append(int(entry.name))
+        return found
+
+    def listening(self) -> set[str]:
+        """Addresses at which its processes take connections."""
+        found: set[str] = set()
+        for pid in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sockets = psutil.Process(pid).net_connections(kind="inet")
+                found |= {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
         return found
 
     def assert_nothing_left(self, seconds: float = 30, but: Sequence[str] = ()) -> None:

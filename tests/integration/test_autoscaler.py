@@ -49,17 +49,22 @@ CLUSTER: dict[str, Any] = {
 
 
 DRIVER = """
+import sys
 import ray
+from pbd_ray.cluster.monitoring import exit_status
 from pbd_ray.cluster.session import ray_session
 from pbd_ray.config import Execution
 
-with ray_session(Execution(cpus_per_worker=3, ray_address="{address}"), print):
-    print("largest node", max(node["Resources"].get("CPU", 0) for node in ray.nodes()))
+def main():
+    with ray_session(Execution(cpus_per_worker={cpus}, ray_address="{address}"), print):
+        print("largest node", max(node["Resources"].get("CPU", 0) for node in ray.nodes()))
+
+sys.exit(exit_status(main))
 """
 
 
 def test_a_node_comes_when_the_recipe_needs_one(start: Callable[..., Any], tmp_path: Path) -> None:
-    """The head has 1 CPU and a worker wants 3: the session asks for a node and waits for it."""
+    """The head has 1 CPU and a worker wants 3: the session asks for a node and waits for it. None has 5."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -78,8 +83,15 @@ def test_a_node_comes_when_the_recipe_needs_one(start: Callable[..., Any], tmp_p
         ["-m", "ray.scripts.scripts", "start", "--head", "--block", *arguments], RAY_FAKE_CLUSTER="1"
     )
     head.wait_until(lambda: "Ray runtime started" in head.log.read_text(), 60)
-    driver = start(["-c", DRIVER.format(address=address)])
+    never = start(["-c", DRIVER.format(address=address, cpus=5)])
+    log = never.wait(60)
+    assert never.process.returncode == 2, log
+    assert (
+        "error: execution asks for 5 CPU a worker (cpus_per_worker, gpus_per_worker) "
+        "but no type of node of its autoscaler has it\n"
+    ) in log
+    driver = start(["-c", DRIVER.format(address=address, cpus=3)])
     log = driver.wait(200)
     assert driver.process.returncode == 0, log
-    assert "waiting for a node with 3 CPU" in log
+    assert "waiting for 1 workers of 3 CPU, room for 0 is there" in log
     assert "largest node 3.0" in log

@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 # Ray's own agents of a node look for a head that was killed for a minute before they end.
 _AGENTS = ("DashboardAgent", "RuntimeEnvAgent")
 
+LOOPBACK = {"127.0.0.1", "::ffff:127.0.0.1"}
+
 Start = Callable[[Sequence[str]], Any]
 
 
@@ -86,10 +88,12 @@ def test_killed_in_round_two_goes_on_to_the_same_result(
 
 
 def test_terminated_leaves_nothing(start: Start, tiny_recipe: str, video_cache: Path, tmp_path: Path) -> None:
-    """SIGTERM, as `ray job stop` sends it: exit status 143 and no process left."""
+    """A Ray that we start listens on loopback only. SIGTERM, as `ray job stop` sends it: exit status 143
+    and no process left."""
     run_dir = tmp_path / "run"
     driver = start(["jobs/compress.py", tiny_recipe, *_overrides(run_dir, video_cache)])
     driver.wait_until(lambda: (run_dir / "ray").is_dir() and len(driver.processes()) > 8)
+    assert driver.listening() == LOOPBACK
     driver.process.send_signal(signal.SIGTERM)
     log = driver.wait(60)
     assert driver.process.returncode == 143, log
@@ -100,8 +104,11 @@ def test_submitted_job(start: Start, video_cache: Path, tmp_path: Path) -> None:
     """`make demo` on fewer videos: a real job, candidates and learning rates as Tune trials, a table."""
     run_dir = tmp_path / "run"
     trials: set[str] = set()
+    listening: set[str] = set()
 
     def finished() -> bool:
+        if trials:
+            listening.update(driver.listening())
         trials.update(path.parent.name for path in run_dir.glob("ray/*-tune/*/result.json"))
         return (run_dir / "frontier.png").is_file()
 
@@ -125,6 +132,7 @@ def test_submitted_job(start: Start, video_cache: Path, tmp_path: Path) -> None:
     assert set(summary["rounds"][0]["scores"]) == {str(block) for block in range(8)}
     assert {f"round-01-scores-block-{block:02d}" for block in range(8)} <= trials
     assert sum("-lr-" in name for name in trials) == 2
+    assert listening == LOOPBACK
     assert "ray job submit --working-dir . -- python jobs/compress.py demo" in log
     assert "drop block" in log
     assert "mAP@0.5 - teacher (interval)" in log

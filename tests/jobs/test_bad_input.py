@@ -105,6 +105,41 @@ def test_spoiled_data(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_quarantined_video(
+    own_data: Path, tiny_recipe: str, tmp_path: Path, run_job: Callable[..., Any]
+) -> None:
+    """The run goes on without it and says so; a video that it began with must be there for ever."""
+    run_dir, bad = tmp_path / "run", first_fit_video(own_data)
+    bad.write_bytes(b"")
+    command = [tiny_recipe, *own(own_data, run_dir), "experiment.data.max_quarantined=0.2"]
+    assert run_job("compress.py", *command, "stopping.max_drops=0").status == 0
+    reason = f"{bad}: the video file is empty (0 bytes)"
+    left_out = json.loads((run_dir / "quarantine.json").read_text())
+    assert left_out == {
+        "videos": {"fit_0000": reason},
+        "shares": {"fit": pytest.approx(1 / 6), "selection": 0.0, "test": 0.0},
+    }
+    assert json.loads((run_dir / "summary.json").read_text())["quarantined"] == {"fit_0000": reason}
+    before = _content(run_dir / "teacher")
+    (own_data / "fit_0001.mp4").unlink()
+    outcome = run_job("compress.py", *command, "stopping.max_drops=0")
+    assert outcome.status == 2
+    assert "the run began with this video" in _error(outcome.err)
+    assert _content(run_dir / "teacher") == before
+
+
+def test_a_run_dir_without_room(
+    tiny_recipe: str, tmp_path: Path, video_cache: Path, run_job: Callable[..., Any]
+) -> None:
+    """A recipe that keeps 10^12 detections a video."""
+    endless = "experiment.detector.postprocess.max_detections=1000000000000"
+    place = [f"run_dir={tmp_path / 'run'}", f"cache_dir={video_cache}", "backend=local"]
+    outcome = run_job("compress.py", tiny_recipe, *place, endless)
+    assert outcome.status == 2
+    assert "/run: the run writes up to " in _error(outcome.err)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

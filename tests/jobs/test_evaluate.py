@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,19 +117,26 @@ def test_a_bundle_and_then_its_detections(
     assert agrees(one["gain"], two["gain"]) and agrees(one["sensitivity"], two["sensitivity"])
 
 
-def test_only_the_test_videos_need_be_there(
+def test_only_the_test_videos_need_be_there_and_not_all_of_them(
     tiny_recipe: str, bundle: Path, videos: Path, tmp_path: Path, run_job: Callable[..., Any]
 ) -> None:
     data = tmp_path / "videos"
     data.mkdir()
     for path in (videos / "annotations.json", *videos.glob("test_*.mp4")):
-        (data / path.name).symlink_to(path)
+        shutil.copy(path, data)
+    (data / "test_0002.mp4").write_bytes(b"")
     own = ["experiment.data.source=files", "experiment.data.synthetic=null", f"data_root={data}"]
     own += [f"annotations={data / 'annotations.json'}", "backend=local", "cache_gigabytes=0"]
+    own.append("experiment.data.max_quarantined=0.25")
     arguments = ["--bundle", str(bundle), "--tiou", "0.5", tiny_recipe, *own]
     outcome = run_job("evaluate.py", *arguments, "--output", str(tmp_path / "out"))
     assert outcome.status == 0, outcome.err
-    assert list(json.loads((tmp_path / "out" / "metrics.json").read_text())["map"]) == ["0.50"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["map"]) == ["0.50"]
+    assert metrics["quarantined"] == {
+        "test_0002": f"{data / 'test_0002.mp4'}: the video file is empty (0 bytes)"
+    }
+    assert metrics["videos"] == 3
 
 
 FIRST = ["--ground-truth", "{gt}", "--predictions", "{gt}", "--subset", "test"]
@@ -181,3 +189,21 @@ def test_refused(
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
     assert expected in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+def test_markup_in_ids_and_labels(tmp_path: Path, run_job: Callable[..., Any]) -> None:
+    """Neither a browser's nor matplotlib's: it all comes out as it went in."""
+    labels, ids = ["<script>alert('1')</script>&amp;$x_{$", "b$\\frac{"], ["<b>v0", "&v1"]
+    instances = [{"label": label, "segment": [10.0 * k, 10.0 * k + 4]} for k, label in enumerate(labels)]
+    database = {id_: {"subset": "<i>", "duration": 30.0, "annotations": instances} for id_ in ids}
+    found = [{**instance, "score": 0.5} for instance in instances]
+    truth, predictions = tmp_path / "gt.json", tmp_path / "p.json"
+    truth.write_text(json.dumps({"database": database}))
+    predictions.write_text(json.dumps({"results": dict.fromkeys(ids, found)}))
+    arguments = ["--ground-truth", str(truth), "--predictions", str(predictions), "--subset", "<i>"]
+    outcome = run_job("evaluate.py", *arguments, "--output", str(tmp_path / "out"))
+    assert outcome.status == 0, outcome.err
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["average_map"] == 1.0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert labels[0] in metrics["ap_by_class"]

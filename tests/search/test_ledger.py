@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from pbd_ray.data.quarantine import NOTHING, Quarantine
 from pbd_ray.search.environment import Environment, current_environment
 from pbd_ray.search.hashing import bytes_hash, table_hash
-from pbd_ray.search.ledger import Ledger, LedgerError
+from pbd_ray.search.ledger import Ledger, LedgerError, quarantine_hash
 from pbd_ray.search.round_folder import COMMIT_KEYS
 from pbd_ray.search.state import Slice, Work
 from pbd_ray.search.verify import verify
@@ -25,6 +26,7 @@ def environment(**changes: Any) -> Environment:
         "source_hash": "s" * 64,
         "data_hash": "d" * 64,
         "teacher_hash": "t" * 64,
+        "quarantine_hash": quarantine_hash(None),
         "device": "cpu",
         "threads_per_worker": 1,
         "train_workers": 1,
@@ -132,8 +134,8 @@ def test_other_inputs_are_refused(tmp_path: Path, make_recipe, key: str, what: s
 
 def test_current_environment(make_recipe) -> None:
     execution = make_recipe(execution__threads_per_worker=3).execution
-    now = current_environment(execution, "data", "teacher")
-    assert now == current_environment(execution, "data", "teacher")
+    now = current_environment(execution, "data", "teacher", "quarantine")
+    assert now == current_environment(execution, "data", "teacher", "quarantine")
     assert now.threads_per_worker == 3
     assert {"torch", "numpy", "pyarrow"} <= set(now.versions)
     assert now.cpu
@@ -320,3 +322,43 @@ def test_rows_do_not_show_the_slices(tmp_path: Path, make_world) -> None:
         hashes.add(table_hash(rows))
         orders.add(str(rows.to_pylist()))
     assert len(hashes) == len(orders) == 1
+
+
+LEFT_OUT = Quarantine({"fit_00": "/v/fit_00.mp4: gone"}, {"fit": 0.125, "selection": 0.0, "test": 0.0})
+
+
+def test_quarantine_is_written_once(tmp_path: Path, make_recipe) -> None:
+    ledger = Ledger.open(str(tmp_path), make_recipe())
+    assert ledger.quarantine() is None
+    ledger.record_quarantine(LEFT_OUT)
+    before = (tmp_path / "quarantine.json").stat().st_mtime_ns
+    ledger.record_quarantine(NOTHING)
+    assert ledger.quarantine() == LEFT_OUT
+    assert (tmp_path / "quarantine.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "not the one the run began with"),
+        ('{"videos": {}, "shares": {}}', "not the one the run began with"),
+        ('{"videos": {}}', "not a quarantine: expected an object of 'videos' and 'shares'"),
+        ("{", "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    ],
+)
+def test_quarantine_that_was_changed(tmp_path: Path, make_world, content: str | None, problem: str) -> None:
+    """`--verify` and the next start say the same."""
+    world, record = make_world({"experiment__stopping__max_drops": 0}), tmp_path / "quarantine.json"
+    Ledger.open(str(tmp_path), world.recipe).record_quarantine(LEFT_OUT)
+    world.run(str(tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["quarantined"] == dict(LEFT_OUT.reasons)
+    assert verify(str(tmp_path)) == []
+    if content is None:
+        record.unlink()
+    else:
+        record.write_text(content)
+    assert verify(str(tmp_path)) == [f"{record}: {problem}"]
+    with pytest.raises(LedgerError) as error:
+        world.run(str(tmp_path))
+    assert str(error.value) == f"{record}: {problem}"
