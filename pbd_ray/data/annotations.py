@@ -159,22 +159,28 @@ def with_probe(video: Video, probe: VideoProbe) -> Video:
     return replace(video, frames=probe.frames, fps=probe.fps)
 
 
+def _is_inside(path: Path, folder: Path) -> bool:
+    """By name, or with the links followed that lead to the folder itself."""
+    parent = path.absolute().parent
+    return parent.is_relative_to(folder.absolute()) or parent.resolve().is_relative_to(folder.resolve())
+
+
 def video_file(video: Video, data_root: str) -> str:
     """Where the video's file is: at its path, else its id or `v_` + id (as ActivityNet) with a known suffix.
 
     Raises:
         NoVideoFile: there is none.
-        AnnotationError: it lies outside the data root, by its path or through a symbolic link.
+        AnnotationError: its path lies outside the data root. Links inside it may lead anywhere: whoever made
+            the folder made them, the annotations cannot.
     """
     bare = PurePosixPath(video.id)
     stems = (bare, bare.with_name(f"v_{bare.name}"))
     for name in (video.path, *(f"{stem}{suffix}" for stem in stems for suffix in VIDEO_SUFFIXES)):
         candidate = Path(data_root, name)
         if candidate.is_file():
-            place = candidate.resolve()
-            if not place.is_relative_to(Path(data_root).resolve()):
+            if not _is_inside(candidate, Path(data_root)):
                 raise AnnotationError(
-                    f"{candidate}: video {video.id!r} is {place}, outside of execution.data_root {data_root}"
+                    f"video {video.id!r}: file {name} is outside of execution.data_root {data_root}"
                 )
             return str(candidate)
     raise NoVideoFile(

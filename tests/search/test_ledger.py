@@ -14,7 +14,7 @@ from pbd_ray.search.round_folder import COMMIT_KEYS
 from pbd_ray.search.state import Slice, Work
 from pbd_ray.search.verify import verify
 
-COMMIT_OF_LISTS = json.dumps({key: [] for key in COMMIT_KEYS})
+COMMIT_OF_LISTS = json.dumps({key: [] for key in sorted(COMMIT_KEYS)})
 
 
 def environment(**changes: Any) -> Environment:
