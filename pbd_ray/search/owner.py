@@ -133,7 +133,10 @@ def _latest(storage: Storage) -> Owner | None:
     last = max(names, key=lambda name: (len(name), name))
     try:
         value = json.loads(storage.read(last))
-        return Owner(**value | {"process": Process(**value["process"])})
+        owner = Owner(**value | {"process": Process(**value["process"])})
+        if last != _name(owner.epoch):  # else the next number might be one that is taken, for ever
+            raise ValueError(f"epoch {owner.epoch}")
+        return owner
     except FileNotFoundError:
         return None  # deleted since it was listed
     except (ValueError, TypeError, KeyError) as error:

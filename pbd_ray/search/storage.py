@@ -167,17 +167,19 @@ class Storage:
         """The table of a Parquet file.
 
         Raises:
-            LedgerError: the file is not Parquet.
+            LedgerError: the file is not Parquet, or a page of it is not what was written.
         """
+        content = io.BytesIO(self.read(name))
         try:
-            return pq.read_table(io.BytesIO(self.read(name)))
-        except pa.ArrowException as error:
+            return pq.read_table(content, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
             raise LedgerError(f"{self.uri(name)}: not valid Parquet: {one_line(error)}") from None
 
     def write_table(self, name: str, table: pa.Table, facts: Mapping[str, str] | None = None) -> None:
         """Write a Parquet file whose schema metadata is `facts` and nothing else."""
         buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(dict(facts) if facts else None), buffer)
+        plain = table.replace_schema_metadata(dict(facts) if facts else None)
+        pq.write_table(plain, buffer, write_page_checksum=True)
         self.write(name, buffer.getvalue())
 
     def remove_folder(self, folder: str) -> None:
