@@ -35,7 +35,7 @@ _STORAGE_TRACEBACK = "pyarrow/error.pxi"
 
 
 class AlignmentFailed(RunError):
-    """No learning rate ended with a usable model."""
+    """A learning rate did not end, or none of them with a usable model."""
 
 
 def sweep_learning_rates(
@@ -55,7 +55,7 @@ def sweep_learning_rates(
         storage: directory or URI for Tune's and Train's files.
 
     Raises:
-        AlignmentFailed: every run diverged or failed.
+        AlignmentFailed: a run failed, or all of them diverged.
         StorageError: a run's storage failed for good.
         KeyboardInterrupt: some did not end.
     """
@@ -73,7 +73,13 @@ def sweep_learning_rates(
             trial_name_creator=lambda trial: run_name(name, trial.config["grid"][1]),
             trial_dirname_creator=lambda trial: run_name(name, trial.config["grid"][1]),
         ),
-        run_config=tune.RunConfig(name=f"{name}-tune", verbose=0, callbacks=[_Progress(job, say)], **files),
+        run_config=tune.RunConfig(
+            name=f"{name}-tune",
+            verbose=0,
+            callbacks=[_Progress(job, say)],
+            failure_config=tune.FailureConfig(max_failures=execution.task_retries),
+            **files,
+        ),
     )
     try:
         grid = tuner.fit()
@@ -92,12 +98,12 @@ def _choose(job: FineTuneJob, results: Sequence[Any], storage: str, say: Callabl
     problems: list[str] = []
     for result in results:
         index, rate = result.config["grid"]
-        path = None if result.error else result.metrics.get("last_checkpoint")
+        failed = result.error or result.metrics["failed"]
+        if failed:  # without it this learning rate might have been chosen
+            raise _failed(rate, one_line(failed))
+        path = result.metrics["last_checkpoint"]
         if path is None:
-            reason = one_line(result.error or result.metrics.get("diverged"))
-            if _STORAGE_TRACEBACK in reason:  # without it this learning rate might have been chosen
-                raise _storage_failed(f"learning rate {rate:g}: {reason[-300:]}")
-            problems.append(f"learning rate {rate:g}: {reason[-300:]}")
+            problems.append(f"learning rate {rate:g}: {result.metrics['diverged']}")
             say(problems[-1])
             continue
         history, _ = _read(path, storage)
@@ -115,6 +121,13 @@ def _choose(job: FineTuneJob, results: Sequence[Any], storage: str, say: Callabl
         curves=curves_table(histories),
         measured={"train_seconds": seconds, "failed": problems},
     )
+
+
+def _failed(rate: float, reason: str) -> RunError:
+    problem = f"learning rate {rate:g}: {reason[-300:]}"
+    if _STORAGE_TRACEBACK in reason:
+        return _storage_failed(problem)
+    return AlignmentFailed(f"{problem}; the same command goes on from here")
 
 
 def _storage_failed(problem: str) -> StorageError:
