@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
@@ -109,6 +113,60 @@ def s3_uri(s3_endpoint: str) -> Callable[[str], str]:
         return f"s3://{bucket}/{path}?scheme=http&endpoint_override={endpoint}&region=us-east-1"
 
     return uri
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """Before an S3 server: gives the n-th connection, counted from 1, the answer that `fault(n)` says; where
+    that is None the connection is let through."""
+
+    daemon_threads = True
+
+    def __init__(self, behind: str, fault: Callable[[int], bytes | None]) -> None:
+        super().__init__(("127.0.0.1", 0), _RelayHandler)
+        host, _, port = behind.partition(":")
+        self.behind, self.fault, self.connections = (host, int(port)), fault, 0
+        self.endpoint = f"127.0.0.1:{self.server_address[1]}"
+
+
+class _RelayHandler(socketserver.BaseRequestHandler):
+    server: Relay
+
+    def handle(self) -> None:
+        self.server.connections += 1
+        client, answer = self.request, self.server.fault(self.server.connections)
+        if answer is not None:
+            client.recv(65536)
+            client.sendall(answer)
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(65536):
+                continue
+            return
+        with socket.create_connection(self.server.behind) as s3:
+            back = threading.Thread(target=_pump, args=(s3, client))
+            back.start()
+            _pump(client, s3)
+            back.join()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # either side has gone
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def relay(s3_endpoint: str) -> Iterator[Callable[[Callable[[int], bytes | None]], Relay]]:
+    """relay(fault) -> a Relay that runs until the test's end."""
+    with contextlib.ExitStack() as servers:
+
+        def start(fault: Callable[[int], bytes | None]) -> Relay:
+            server = servers.enter_context(Relay(s3_endpoint, fault))
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            servers.callback(server.shutdown)
+            return server
+
+        yield start
 
 
 ROOT = Path(__file__).parents[1]

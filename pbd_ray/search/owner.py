@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from pbd_ray.config import one_line
+from pbd_ray.config import RunError, UserError, one_line
 from pbd_ray.search.process import Process, lives, this_process
 from pbd_ray.search.storage import LedgerError, Storage
 
@@ -65,8 +65,11 @@ def owned(storage: Storage, job: str | None, is_finished: IsFinished) -> Iterato
     mine = _take(storage, job, is_finished)
     try:
         yield mine
-    finally:
-        _give_up(storage, mine)
+    except BaseException:
+        with contextlib.suppress(UserError, RunError):  # the storage that failed may well fail again
+            _give_up(storage, mine)
+        raise
+    _give_up(storage, mine)
 
 
 def require(storage: Storage, owner: Owner) -> None:

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from pbd_ray.compression.candidates import SweepRows, candidate_scores, compared
 from pbd_ray.compression.choice import choose_block, tied_on_map
-from pbd_ray.config import Recipe, ScoringConfig, UserError
+from pbd_ray.config import Recipe, ScoringConfig
 from pbd_ray.data.annotations import Annotations, Split
 from pbd_ray.search.evaluation import evaluate, interval_between
-from pbd_ray.search.ledger import Ledger, LedgerError
+from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.round_folder import RoundFolder
 from pbd_ray.search.slices import scoring_videos
 from pbd_ray.search.state import (
@@ -37,7 +37,8 @@ from pbd_ray.search.sweeping import Report, Sweeper, label, measuring
 
 ToBundle = Callable[[Model, Mapping[str, Any]], Mapping[str, bytes]]
 """Model and facts about its making -> the bundle's files by name."""
-FromBundle = Callable[[Mapping[str, bytes]], Model]
+FromBundle = Callable[[Mapping[str, bytes], str], Model]
+"""The bundle's files by name, and where they lie, for errors -> the model."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,7 @@ class Stages:
         """The model of a round whose bundle is written."""
         bundle = folder.read_bundle()
         assert bundle is not None, f"{folder.name} has no bundle"
-        try:
-            return self.from_bundle(bundle)
-        except UserError as error:
-            raise LedgerError(f"{self.ledger.storage.uri(folder.bundle)}: {error}") from None
+        return self.from_bundle(bundle, self.ledger.storage.uri(folder.bundle))
 
     def _recovery(self, folder: RoundFolder, model: Model) -> Interval | None:
         """The student against the teacher on the selection videos, where `stopping.tolerance` asks for it."""

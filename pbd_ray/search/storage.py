@@ -109,8 +109,13 @@ class Storage:
                 return
             self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
             temporary = f"{path}{TEMPORARY}{uuid.uuid4().hex}"
-            self._put(temporary, content)
-            self.filesystem.move(temporary, path)
+            try:
+                self._put(temporary, content)
+                self.filesystem.move(temporary, path)
+            except OSError:
+                with contextlib.suppress(OSError):  # on a full disk it holds the last room there is
+                    self.filesystem.delete_file(temporary)
+                raise
 
         patiently(put, f"write {self.uri(name)}")
 
@@ -224,7 +229,11 @@ class Storage:
 def _create_exclusively(path: Path, content: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex}")
-    temporary.write_bytes(content)
+    try:
+        temporary.write_bytes(content)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     try:
         os.link(temporary, path)  # unlike a move it fails where the name is taken
     except FileExistsError:
