@@ -177,8 +177,8 @@ def test_processes_that_are_killed(
 ) -> None:
     def kill_with_the_board(worker: Worker) -> None:
         kill(worker)
-        (board,) = workers(cluster, BOARD)
-        kill(board)
+        run.until(lambda: bool(workers(cluster, BOARD)))
+        kill(workers(cluster, BOARD)[0])
 
     run = begin()
     run.after(run.slices, SCORING, kill_with_the_board, "scoring worker, and board")
