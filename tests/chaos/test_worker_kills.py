@@ -124,12 +124,21 @@ class Losses:
         """Once there is new progress and a worker of that title, lose it, and wait for more progress."""
         before = progress()
         self.until(lambda: progress() > before)
-        self.until(lambda: bool(workers(self.cluster, title)))
-        worker = workers(self.cluster, title)[0]
-        lose(worker)
+        lose(self.worker(title))
         lost, there = time.monotonic(), progress()
         self.until(lambda: progress() > there)
         self.lines.append(f"{what:28} {time.monotonic() - lost:6.1f} s until the next record")
+
+    def worker(self, title: str) -> Worker:
+        """The first one of that title, once there is one."""
+        found: list[Worker] = []
+
+        def there() -> bool:
+            found.extend(workers(self.cluster, title))
+            return bool(found)
+
+        self.until(there)
+        return found[0]
 
     def until(self, there: Callable[[], bool], seconds: float = 600) -> None:
         """As `Driver.wait_until`, with finer steps: a slice takes a tenth of a second."""
@@ -173,12 +182,11 @@ def begin(
 
 
 def test_processes_that_are_killed(
-    cluster: Cluster, begin: Callable[..., Losses], expected: Any, outcome: Callable[[Path], Any]
+    begin: Callable[..., Losses], expected: Any, outcome: Callable[[Path], Any]
 ) -> None:
     def kill_with_the_board(worker: Worker) -> None:
         kill(worker)
-        run.until(lambda: bool(workers(cluster, BOARD)))
-        kill(workers(cluster, BOARD)[0])
+        kill(run.worker(BOARD))
 
     run = begin()
     run.after(run.slices, SCORING, kill_with_the_board, "scoring worker, and board")
@@ -214,7 +222,7 @@ def test_a_training_worker_too_many(
     """A learning rate that fails ends the run in one line, and is not left out of the choice."""
     run = begin("execution.task_retries=0")
     run.until(lambda: run.checkpoints() > 0)
-    kill(workers(run.cluster, TRAINING)[0])
+    kill(run.worker(TRAINING))
     log = run.driver.wait()
     (error,) = [line for line in log.splitlines() if line.startswith("error: ")]
     print(error)
