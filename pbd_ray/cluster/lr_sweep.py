@@ -105,7 +105,11 @@ def _sweep(
             trial_dirname_creator=lambda trial: run_name(spec.name, trial.config["grid"][1]),
         ),
         run_config=tune.RunConfig(
-            name=sweep, verbose=0, callbacks=[_Progress(spec.until, say)], **spec.storage
+            name=sweep,
+            verbose=0,
+            callbacks=[_Progress(spec.until, say)],
+            failure_config=tune.FailureConfig(max_failures=spec.recipe.execution.task_retries),
+            **spec.storage,
         ),
     )
     try:
@@ -124,10 +128,10 @@ _GOES_ON = "the same command goes on from here"
 
 
 def _reported(entry: GridRate, result: Any) -> Mapping[str, Any]:
-    if result.error:
-        reason = one_line(result.error)[-300:]
-        raise AlignmentFailed(f"learning rate {entry.rate:g}: {reason}; {_GOES_ON}")
-    metrics: Mapping[str, Any] = result.metrics
+    metrics: Mapping[str, Any] = result.metrics or {}
+    failed = result.error or metrics["failed"]
+    if failed:
+        raise AlignmentFailed(f"learning rate {entry.rate:g}: {one_line(failed)[-300:]}; {_GOES_ON}")
     return metrics
 
 

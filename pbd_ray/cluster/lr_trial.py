@@ -6,10 +6,12 @@ imports is all they load, so the training code itself is imported in the trainin
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 # What `ray.train` exports at run time; type checkers see the first version's classes there.
@@ -40,7 +42,12 @@ def run_name(name: str, rate: float) -> str:
 
 
 def drive_trainer(config: dict[str, Any], run: TrialSpec) -> None:
-    """One learning rate: drive a Ray Train run to its end and say where its last checkpoint lies."""
+    """One learning rate: drive a Ray Train run to its end and say where its last checkpoint lies, or why
+    there is none.
+
+    What Train gave up after its own tries is reported and not raised: Tune would have all of them again. It
+    starts this function anew only where this process or Train's controller was lost.
+    """
     index, rate = config["grid"]
     execution = run.recipe.execution
     need = worker_resources(execution)
@@ -66,9 +73,14 @@ def drive_trainer(config: dict[str, Any], run: TrialSpec) -> None:
             **run.storage,
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except TrainingFailedError:
+        tune.report({"last_checkpoint": None, "diverged": None, "failed": traceback.format_exc()})
+        return
     path = None if result.checkpoint is None else result.checkpoint.path
-    tune.report({"last_checkpoint": path, "diverged": (result.metrics or {}).get("diverged")})
+    diverged = (result.metrics or {}).get("diverged")
+    tune.report({"last_checkpoint": path, "diverged": diverged, "failed": None})
 
 
 def _backend(execution: Execution) -> str | None:

@@ -77,7 +77,7 @@ def _compress(recipe: Recipe, storage: Storage, owner: Owner) -> Summary:
                 steps,
                 ledger,
                 to_bundle=lambda model, facts: _bundle(recipe, classes, model, facts),
-                from_bundle=lambda files: from_detector(bundle_from_files(files).detector),
+                from_bundle=lambda files, where: from_detector(bundle_from_files(files, where).detector),
                 cost=lambda model: _cost(recipe, len(classes), model),
                 report=say,
             )

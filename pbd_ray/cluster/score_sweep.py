@@ -7,12 +7,14 @@ of candidates while every video is decoded once.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 
 from pbd_ray.cluster.candidate_trial import Board, CandidateTrial
 from pbd_ray.cluster.ray_storage import ray_storage
@@ -76,7 +78,8 @@ class CandidateTrials:
         ray.kill(self._board)
 
     def _publish(self, news: dict[int, dict[str, Any]]) -> None:
-        ray.get(self._board.publish.remote(news))
+        with contextlib.suppress(RayActorError):  # it died, and only those who watch miss it
+            ray.get(self._board.publish.remote(news))
 
 
 def _told(score: CandidateScore, ends: bool) -> dict[str, float]:

@@ -106,7 +106,7 @@ def _open_teacher(stages: Stages, files: Mapping[str, bytes] | None) -> Model:
         folder.write_bundle(files)
     teacher = stages.model(folder)
     teacher_hash = weights_hash(teacher.weights)
-    if files is not None and weights_hash(stages.from_bundle(files).weights) != teacher_hash:
+    if files is not None and weights_hash(stages.from_bundle(files, "teacher").weights) != teacher_hash:
         raise LedgerError(f"{ledger.storage.uri('teacher')} holds another teacher than the one given")
     split = stages.split
     data_hash = value_hash([annotations_hash(part) for part in (split.fit, split.selection, split.test)])

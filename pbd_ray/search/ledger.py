@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from pbd_ray.config import Recipe, differences, experiment_hash, one_line
 from pbd_ray.data.quarantine import NOTHING, Quarantine, quarantine_from_json, quarantine_to_json
+from pbd_ray.search.commit import NOT_CHAINED, is_chained
 from pbd_ray.search.environment import Environment, exactness_changes
 from pbd_ray.search.hashing import value_hash
 from pbd_ray.search.owner import FOLDER as OWNERS
@@ -117,12 +118,12 @@ class Ledger:
         name = f"{self.storage.uri('recipe.yaml')}"
         try:
             return Recipe.model_validate(yaml.safe_load(self.storage.read("recipe.yaml")))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise LedgerError(f"{name}: not valid YAML: {one_line(error)}") from None
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in problem["loc"]) or "recipe"
             raise LedgerError(f"{name}: {key}: {problem['msg']}") from None
+        except (yaml.YAMLError, ValueError) as error:  # of a text that looks like a date, a ValueError
+            raise LedgerError(f"{name}: not valid YAML: {one_line(error)}") from None
 
     def record_environment(self, environment: Environment) -> tuple[str, ...]:
         """Write down the first start's environment, or what differs from it in this start.
@@ -157,7 +158,7 @@ class Ledger:
             LedgerError: the file says something else.
         """
         value: dict[str, Any] | None = self.storage.read_json("environment.json")
-        if value is not None and not (isinstance(value, dict) and {"first", "changes"} <= value.keys()):
+        if value is not None and not _is_environment(value):
             raise LedgerError(f"{self.storage.uri('environment.json')}: not an environment")
         return value
 
@@ -213,14 +214,17 @@ class Ledger:
         """The committed rounds in order, the teacher first; empty where not even it is committed.
 
         Raises:
-            LedgerError: a commit does not name its parent's result: the directory was altered.
+            LedgerError: a commit does not name its parent's result, or its own is not that of its parts, or a
+                file is not what was committed: the directory was altered.
         """
         found: list[RoundRecord] = []
         while (commit := self.round(len(found)).read_commit()) is not None:
             folder = self.round(len(found))
+            name = self.storage.uri(f"{folder.name}/commit.json")
             if commit["parent"] != self.parent_of(folder.round):
-                name = self.storage.uri(f"{folder.name}/commit.json")
                 raise LedgerError(f"{name}: parent is not {before(folder)}")
+            if not is_chained(folder.round, commit):
+                raise LedgerError(f"{name}: {NOT_CHAINED}")
             found.append(folder.read_record())
         return tuple(found)
 
@@ -241,8 +245,17 @@ def quarantine_hash(quarantine: Quarantine | None) -> str:
     return value_hash(quarantine_to_json(quarantine or NOTHING))
 
 
+def _is_environment(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("changes"), list)
+        and isinstance(value.get("first"), dict)
+        and value["first"].keys() >= {"data_hash", "teacher_hash"}
+    )
+
+
 def before(folder: RoundFolder) -> str:
     """What a round's parent must be, in words."""
     if folder.round == TEACHER_ROUND:
-        return "this experiment on its data"
+        return "this experiment (recipe.yaml) on its data (environment.json)"
     return f"the result of round {folder.round - 1}"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from pbd_ray.config import one_line
+from pbd_ray.config import RunError, UserError, one_line
 from pbd_ray.search.process import Process, lives, this_process
 from pbd_ray.search.storage import LedgerError, Storage
 
@@ -65,8 +65,11 @@ def owned(storage: Storage, job: str | None, is_finished: IsFinished) -> Iterato
     mine = _take(storage, job, is_finished)
     try:
         yield mine
-    finally:
-        _give_up(storage, mine)
+    except BaseException:
+        with contextlib.suppress(UserError, RunError):  # the storage that failed may well fail again
+            _give_up(storage, mine)
+        raise
+    _give_up(storage, mine)
 
 
 def refuse_held(storage: Storage) -> None:
@@ -150,7 +153,10 @@ def _latest(storage: Storage) -> Owner | None:
     last = max(names, key=lambda name: (len(name), name))
     try:
         value = json.loads(storage.read(last))
-        return Owner(**value | {"process": Process(**value["process"])})
+        owner = Owner(**value | {"process": Process(**value["process"])})
+        if last != _name(owner.epoch):  # else the next number might be one that is taken, for ever
+            raise ValueError(f"epoch {owner.epoch}")
+        return owner
     except FileNotFoundError:
         return None  # deleted since it was listed
     except (ValueError, TypeError, KeyError) as error:

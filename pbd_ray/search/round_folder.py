@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
+from pbd_ray.config import one_line
 from pbd_ray.search import records
+from pbd_ray.search.commit import is_commit, result_hash
 from pbd_ray.search.hashing import bytes_hash, table_hash, value_hash
+from pbd_ray.search.sealed import Sealed
 from pbd_ray.search.state import (
     TEACHER_ROUND,
     Decision,
@@ -25,17 +29,21 @@ from pbd_ray.search.storage import LedgerError, Storage
 BUNDLE_FILES = ("model.safetensors", "config.json")
 """In the order they are written: where config.json is, the weights are."""
 
-COMMIT_KEYS = {"round", "epoch", "parent", "result", "parts", "files"}
-
 
 class RoundFolder:
-    """rounds/NN, or teacher/ for round 0. Once commit.json is there every write is refused."""
+    """rounds/NN, or teacher/ for round 0. Once commit.json is there every write is refused, and what is read
+    must be what was committed.
+
+    Raises, where it reads:
+        LedgerError: a file does not hold what it should.
+    """
 
     def __init__(self, storage: Storage, round: int) -> None:
         self.storage = storage
         self.round = round
         self.name = "teacher" if round == TEACHER_ROUND else f"rounds/{round:02d}"
-        self._bundle = self.name if round == TEACHER_ROUND else f"{self.name}/model"
+        self.bundle = self.name if round == TEACHER_ROUND else f"{self.name}/model"
+        self._sealed: Sealed | None = None
 
     def begun(self) -> bool:
         """Whether anything of the round is on disk."""
@@ -43,7 +51,8 @@ class RoundFolder:
 
     def read_plan(self, kind: SweepKind) -> tuple[Slice, ...] | None:
         value = self._read_json(f"{kind}/plan.json")
-        return None if value is None else records.slices_from_json(value)
+        with self._understanding(f"{kind}/plan.json"):
+            return None if value is None else records.slices_from_json(value)
 
     def write_plan(self, kind: SweepKind, task: SweepTask, slices: Sequence[Slice]) -> None:
         self._write_json(f"{kind}/plan.json", records.plan_to_json(task, slices))
@@ -69,8 +78,9 @@ class RoundFolder:
             if indices is None
             else [f"{self.name}/{_slice_name(kind, index)}" for index in sorted(indices)]
         )
-        tables = [self.storage.read_table(name).replace_schema_metadata(None) for name in names]
-        return pa.concat_tables(tables).sort_by("video").combine_chunks()  # Arrow's sort is stable
+        tables = [self._files.read_table(name).replace_schema_metadata(None) for name in names]
+        with self._understanding(kind):
+            return pa.concat_tables(tables).sort_by("video").combine_chunks()  # Arrow's sort is stable
 
     def write_decision(self, decision: Decision) -> None:
         """The scores first, decision.json last: it means that the stage is done."""
@@ -81,8 +91,11 @@ class RoundFolder:
         value = self._read_json("decision.json")
         if value is None:
             return None
-        scores = records.scores_from_table(self._read_table("scores.parquet"))
-        return records.decision_from_json(value, scores)
+        table = self._read_table("scores.parquet")
+        with self._understanding("scores.parquet"):
+            scores = records.scores_from_table(table)
+        with self._understanding("decision.json"):
+            return records.decision_from_json(value, scores)
 
     def write_alignment(
         self, bundle: Mapping[str, bytes], learning_rate: float | None, epoch: int, curves: pa.Table
@@ -97,32 +110,34 @@ class RoundFolder:
 
     def read_alignment(self) -> tuple[float | None, int, pa.Table] | None:
         """(learning rate, epoch, curves), or None where the stage is not done."""
-        if not self.storage.exists(f"{self.name}/alignment.parquet"):
+        if not self._files.exists(f"{self.name}/alignment.parquet"):
             return None
         table = self._read_table("alignment.parquet")
-        facts = table.schema.metadata
         curves = table.replace_schema_metadata(None)
-        return json.loads(facts[b"learning_rate"]), json.loads(facts[b"epoch"]), curves
+        with self._understanding("alignment.parquet"):
+            facts = table.schema.metadata or {}
+            return json.loads(facts[b"learning_rate"]), json.loads(facts[b"epoch"]), curves
 
     def write_bundle(self, bundle: Mapping[str, bytes]) -> None:
         """The files of a bundle, config.json last."""
         assert set(bundle) == set(BUNDLE_FILES), f"a bundle is {BUNDLE_FILES}, got {sorted(bundle)}"
         for name in BUNDLE_FILES:
             self._refuse_if_committed(name)
-            self.storage.write(f"{self._bundle}/{name}", bundle[name])
+            self.storage.write(f"{self.bundle}/{name}", bundle[name])
 
     def read_bundle(self) -> dict[str, bytes] | None:
         """The files of the round's bundle; None where it is not there yet."""
-        if not self.storage.exists(f"{self._bundle}/config.json"):
+        if not self._files.exists(f"{self.bundle}/config.json"):
             return None
-        return {name: self.storage.read(f"{self._bundle}/{name}") for name in BUNDLE_FILES}
+        return {name: self._files.read(f"{self.bundle}/{name}") for name in BUNDLE_FILES}
 
     def write_evaluation(self, evaluation: Evaluation) -> None:
         self._write_json("evaluation.json", records.evaluation_to_json(evaluation))
 
     def read_evaluation(self) -> Evaluation | None:
         value = self._read_json("evaluation.json")
-        return None if value is None else records.evaluation_from_json(value)
+        with self._understanding("evaluation.json"):
+            return None if value is None else records.evaluation_from_json(value)
 
     def write_measured(self, measured: Mapping[str, Any]) -> None:
         self._write_json("measured.json", dict(measured))
@@ -137,7 +152,8 @@ class RoundFolder:
         if self.round == TEACHER_ROUND:
             return parts
         alignment = self.read_alignment()
-        assert alignment is not None, f"{self.name} has no alignment"
+        if alignment is None:
+            raise LedgerError(f"{self.storage.uri(self.name)}/alignment.parquet is missing")
         learning_rate, epoch, curves = alignment
         return parts | {
             "scores": table_hash(self._read_table("scores.parquet")),
@@ -173,8 +189,8 @@ class RoundFolder:
         Raises:
             LedgerError: the file is not a commit.
         """
-        value: dict[str, Any] | None = self._read_json("commit.json")
-        if value is not None and not _is_commit(value):
+        value: dict[str, Any] | None = self.storage.read_json(f"{self.name}/commit.json")
+        if value is not None and not is_commit(value):
             raise LedgerError(f"{self.storage.uri(self.name)}/commit.json: not a commit")
         return value
 
@@ -196,13 +212,29 @@ class RoundFolder:
         )
 
     def _slice_names(self, kind: SweepKind) -> list[str]:
-        return [name for name in self.storage.names(f"{self.name}/{kind}") if name.endswith(".parquet")]
+        return [name for name in self._files.names(f"{self.name}/{kind}") if name.endswith(".parquet")]
+
+    @property
+    def _files(self) -> Storage:
+        """Where the round is read from."""
+        if self._sealed is None and (commit := self.read_commit()) is not None:
+            self._sealed = Sealed(self.storage, self.name, commit["files"])
+        return self._sealed or self.storage
+
+    @contextmanager
+    def _understanding(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            where = self.storage.uri(f"{self.name}/{name}")
+            problem = f"{type(error).__name__} {one_line(error)}"
+            raise LedgerError(f"{where}: not what a round has there: {problem}") from None
 
     def _read_json(self, name: str) -> Any:
-        return self.storage.read_json(f"{self.name}/{name}")
+        return self._files.read_json(f"{self.name}/{name}")
 
     def _read_table(self, name: str) -> pa.Table:
-        return self.storage.read_table(f"{self.name}/{name}")
+        return self._files.read_table(f"{self.name}/{name}")
 
     def _write_json(self, name: str, value: Any) -> None:
         self._refuse_if_committed(name)
@@ -217,19 +249,5 @@ class RoundFolder:
             raise LedgerError(f"{self.storage.uri(self.name)} is committed: {name} cannot be written")
 
 
-def _is_commit(value: Any) -> bool:
-    tables = ("parts", "files")
-    return (
-        isinstance(value, dict)
-        and value.keys() >= COMMIT_KEYS
-        and all(isinstance(value[name], dict) for name in tables)
-    )
-
-
 def _slice_name(kind: SweepKind, index: int) -> str:
     return f"{kind}/{index:04d}.parquet"
-
-
-def result_hash(round: int, parent: str, parts: Mapping[str, str]) -> str:
-    """A round's `result`: its content chained to the rounds before it."""
-    return value_hash({"round": round, "parent": parent, "parts": dict(parts)})

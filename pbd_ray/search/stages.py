@@ -37,7 +37,8 @@ from pbd_ray.search.sweeping import Report, Sweeper, label, measuring
 
 ToBundle = Callable[[Model, Mapping[str, Any]], Mapping[str, bytes]]
 """Model and facts about its making -> the bundle's files by name."""
-FromBundle = Callable[[Mapping[str, bytes]], Model]
+FromBundle = Callable[[Mapping[str, bytes], str], Model]
+"""The bundle's files by name, and where they lie, for errors -> the model."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Stages:
         """The model of a round whose bundle is written."""
         bundle = folder.read_bundle()
         assert bundle is not None, f"{folder.name} has no bundle"
-        return self.from_bundle(bundle)
+        return self.from_bundle(bundle, self.ledger.storage.uri(folder.bundle))
 
     def _recovery(self, folder: RoundFolder, model: Model) -> Interval | None:
         """The student against the teacher on the selection videos, where `stopping.tolerance` asks for it."""

@@ -109,8 +109,13 @@ class Storage:
                 return
             self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
             temporary = f"{path}{TEMPORARY}{uuid.uuid4().hex}"
-            self._put(temporary, content)
-            self.filesystem.move(temporary, path)
+            try:
+                self._put(temporary, content)
+                self.filesystem.move(temporary, path)
+            except OSError:
+                with contextlib.suppress(OSError):  # on a full disk it holds the last room there is
+                    self.filesystem.delete_file(temporary)
+                raise
 
         patiently(put, f"write {self.uri(name)}")
 
@@ -167,20 +172,21 @@ class Storage:
         """The table of a Parquet file.
 
         Raises:
-            LedgerError: the file is not Parquet.
+            LedgerError: the file is not Parquet, or a page of it is not what was written.
         """
         content = pa.BufferReader(self.read(name))
         try:
             # In this thread: one of Arrow's own may still hold a Python file when the interpreter ends, and
             # then the process aborts.
-            return pq.ParquetFile(content).read(use_threads=False)
-        except pa.ArrowException as error:
+            return pq.ParquetFile(content, page_checksum_verification=True).read(use_threads=False)
+        except (pa.ArrowException, OSError) as error:
             raise LedgerError(f"{self.uri(name)}: not valid Parquet: {one_line(error)}") from None
 
     def write_table(self, name: str, table: pa.Table, facts: Mapping[str, str] | None = None) -> None:
         """Write a Parquet file whose schema metadata is `facts` and nothing else."""
         buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(dict(facts) if facts else None), buffer)
+        plain = table.replace_schema_metadata(dict(facts) if facts else None)
+        pq.write_table(plain, buffer, write_page_checksum=True)
         self.write(name, buffer.getvalue())
 
     def remove_folder(self, folder: str) -> None:
@@ -225,7 +231,11 @@ class Storage:
 def _create_exclusively(path: Path, content: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex}")
-    temporary.write_bytes(content)
+    try:
+        temporary.write_bytes(content)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     try:
         os.link(temporary, path)  # unlike a move it fails where the name is taken
     except FileExistsError:

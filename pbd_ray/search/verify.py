@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pbd_ray.search.commit import NOT_CHAINED, is_chained
 from pbd_ray.search.ledger import Ledger, before
-from pbd_ray.search.round_folder import RoundFolder, result_hash
+from pbd_ray.search.round_folder import RoundFolder
 from pbd_ray.search.state import TEACHER_ROUND
 from pbd_ray.search.storage import LedgerError, Storage
 
@@ -56,8 +57,8 @@ def _check(folder: RoundFolder, parent: str | None, is_last: bool) -> tuple[list
     ]
     if commit["parent"] != parent:
         problems.append(f"{where}: parent is not {before(folder)}")
-    if commit["result"] != result_hash(folder.round, commit["parent"], commit["parts"]):
-        problems.append(f"{where}: result is not the hash of its parts")
+    if not is_chained(folder.round, commit):
+        problems.append(f"{where}: {NOT_CHAINED}")
     if not problems:
         try:
             parts = folder.parts()

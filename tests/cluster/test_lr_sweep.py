@@ -16,19 +16,32 @@ from pbd_ray.config import Execution
 from pbd_ray.search.rate_search import GridRate
 
 
-def test_a_run_that_failed_is_not_a_learning_rate_that_lost() -> None:
-    """Whatever it was, the next start may do without it, and would then choose another learning rate."""
-    result = SimpleNamespace(error=RuntimeError("worker\ndied: out of memory"), metrics={})
-    with pytest.raises(AlignmentFailed) as raised:
-        _reported(GridRate(2, 1e-4), result)
-    assert str(raised.value) == (
-        "learning rate 0.0001: worker died: out of memory; the same command goes on from here"
+def ended(failed: str | None = None, diverged: str | None = None) -> SimpleNamespace:
+    """What Tune says of a learning rate whose trainer gave up, or whose loss was not finite."""
+    return SimpleNamespace(
+        error=None, metrics={"last_checkpoint": None, "diverged": diverged, "failed": failed}
     )
 
 
+def lost(error: str) -> SimpleNamespace:
+    """What Tune says of a trial whose process died more often than allowed."""
+    return SimpleNamespace(error=RuntimeError(error), metrics=None)
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [(ended("CUDA\nout of memory"), "CUDA out of memory"), (lost("The actor died"), "The actor died")],
+)
+def test_a_run_that_failed_is_not_a_learning_rate_that_lost(result: SimpleNamespace, reason: str) -> None:
+    """Whatever it was, the next start may do without it, and would then choose another learning rate."""
+    with pytest.raises(AlignmentFailed) as raised:
+        _reported(GridRate(2, 1e-4), result)
+    assert str(raised.value) == f"learning rate 0.0001: {reason}; the same command goes on from here"
+
+
 def test_a_run_that_diverged_is_reported() -> None:
-    metrics = {"last_checkpoint": None, "diverged": "loss nan at step 3"}
-    assert _reported(GridRate(0, 1e-3), SimpleNamespace(error=None, metrics=metrics)) == metrics
+    metrics = _reported(GridRate(0, 1e-3), ended(diverged="loss nan at step 3"))
+    assert metrics["diverged"] == "loss nan at step 3"
 
 
 @pytest.mark.parametrize(

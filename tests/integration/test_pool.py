@@ -1,9 +1,7 @@
-"""The scoring pool on a real Ray: the rows of one process, also when a worker dies on its way."""
+"""The scoring pool on a real Ray: the rows of one process."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from pbd_ray.data.source import load_split, local_source
 from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.in_process import in_process_steps
 from pbd_ray.search.slices import plan_slices
-from pbd_ray.search.state import Slice, SweepTask, Work
+from pbd_ray.search.state import Slice, SweepTask
 
 pytestmark = pytest.mark.integration
 
@@ -87,26 +85,6 @@ def test_rows_are_those_of_one_process(
     assert rows.sort_by([("video", "ascending"), ("candidate", "ascending")]) == expected
     assert set(rows.column("candidate").to_pylist()) == {UNDROPPED, *task.candidates}
     assert facts["retries"] == 0
-
-
-@pytest.mark.chaos
-def test_a_dead_workers_slice_is_done_again(
-    recipe: Recipe, split: Split, task: SweepTask, expected: pa.Table
-) -> None:
-    pool = ScoringPool(recipe, split.everything())
-    plan = plan_slices(split.fit.videos, recipe.experiment.detector.grid, 6)
-    tables: dict[int, pa.Table] = {}
-
-    def kill_once(work: Work, table: pa.Table) -> None:
-        if not tables:
-            os.kill(ray.get(pool.workers[0].process_id.remote()), signal.SIGKILL)
-        tables[work.piece.index] = table
-
-    facts = pool.run(task, SliceFeed(plan, task.candidates, (), kill_once), lambda line: None)
-    pool.release()
-    rows = pa.concat_tables([tables[piece.index] for piece in plan])
-    assert rows.sort_by([("video", "ascending"), ("candidate", "ascending")]) == expected
-    assert facts["retries"] == 1
 
 
 def test_workers_that_cannot_start_end_the_sweep(recipe: Recipe, split: Split, task: SweepTask) -> None:

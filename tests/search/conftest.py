@@ -113,7 +113,7 @@ def to_bundle(model: Model, facts: Mapping[str, Any]) -> dict[str, bytes]:
     return {"config.json": json.dumps(config).encode(), "model.safetensors": save(dict(model.weights))}
 
 
-def from_bundle(files: Mapping[str, bytes]) -> Model:
+def from_bundle(files: Mapping[str, bytes], where: str) -> Model:
     kept = tuple(json.loads(files["config.json"])["kept_blocks"])
     return Model(kept, load(files["model.safetensors"]))
 

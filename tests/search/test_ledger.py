@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from pbd_ray.data.quarantine import NOTHING, Quarantine
+from pbd_ray.search.commit import COMMIT_KEYS
 from pbd_ray.search.environment import Environment, current_environment
 from pbd_ray.search.hashing import bytes_hash, table_hash
 from pbd_ray.search.ledger import Ledger, LedgerError, quarantine_hash
-from pbd_ray.search.round_folder import COMMIT_KEYS
 from pbd_ray.search.state import Slice, Work
 from pbd_ray.search.verify import verify
 
@@ -215,7 +215,9 @@ def test_verify_finds_a_changed_result(finished: Path) -> None:
 def test_verify_finds_a_changed_recipe(finished: Path) -> None:
     text = (finished / "recipe.yaml").read_text()
     (finished / "recipe.yaml").write_text(text.replace("name: tiny", "name: other"))
-    assert verify(str(finished)) == ["teacher/commit.json: parent is not this experiment on its data"]
+    assert verify(str(finished)) == [
+        "teacher/commit.json: parent is not this experiment (recipe.yaml) on its data (environment.json)"
+    ]
 
 
 def test_verify_finds_a_missing_round(finished: Path) -> None:

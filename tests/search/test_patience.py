@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import socket
-import socketserver
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,67 +161,17 @@ def test_a_run_on_storage_that_fails_for_good(tmp_path: Path, make_world) -> Non
         assert verify(str(run_dir)) == []
 
 
-class Relay(socketserver.ThreadingTCPServer):
-    """Before an S3 server: answers the n-th connection with an error where `fails(n)` says so, else lets
-    it through."""
-
-    daemon_threads = True
-
-    def __init__(self, behind: str, status: int, code: str, fails: Callable[[int], bool]) -> None:
-        super().__init__(("127.0.0.1", 0), RelayHandler)
-        host, _, port = behind.partition(":")
-        self.behind, self.fails, self.connections = (host, int(port)), fails, 0
-        body = f"<Error><Code>{code}</Code><Message>meant</Message></Error>"
-        self.answer = (
-            f"HTTP/1.1 {status} meant\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-        ).encode()
-        self.endpoint = f"127.0.0.1:{self.server_address[1]}"
-
-
-class RelayHandler(socketserver.BaseRequestHandler):
-    server: Relay
-
-    def handle(self) -> None:
-        self.server.connections += 1
-        client = self.request
-        if self.server.fails(self.server.connections):
-            client.recv(65536)
-            client.sendall(self.server.answer)
-            client.shutdown(socket.SHUT_WR)
-            while client.recv(65536):
-                continue
-            return
-        with socket.create_connection(self.server.behind) as s3:
-            back = threading.Thread(target=pump, args=(s3, client))
-            back.start()
-            pump(client, s3)
-            back.join()
-
-
-def pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # either side has gone
-        while data := source.recv(65536):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_WR)
-
-
-@pytest.fixture
-def relay(s3_endpoint: str) -> Iterator[Callable[..., Relay]]:
-    with contextlib.ExitStack() as servers:
-
-        def start(status: int, code: str, fails: Callable[[int], bool] = lambda connection: True) -> Relay:
-            server = servers.enter_context(Relay(s3_endpoint, status, code, fails))
-            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-            servers.callback(server.shutdown)
-            return server
-
-        yield start
+def answers(status: int, code: str) -> bytes:
+    body = f"<Error><Code>{code}</Code><Message>meant</Message></Error>"
+    head = f"HTTP/1.1 {status} meant\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    return (head + body).encode()
 
 
 def test_a_run_on_busy_s3(tmp_path: Path, make_world, s3_uri, relay, caplog) -> None:
     """Every ninth request is answered with 503; pyarrow's client tries none of them again by itself."""
     expected = results(make_world().run(str(tmp_path / "local")))
-    busy = relay(503, "SlowDown", lambda connection: connection % 9 == 0)
+    slow_down = answers(503, "SlowDown")
+    busy = relay(lambda connection: slow_down if connection % 9 == 0 else None)
     assert results(make_world().run(s3_uri("run", busy.endpoint))) == expected
     assert verify(s3_uri("run")) == []
     assert busy.connections > 100
@@ -244,7 +191,7 @@ def test_a_run_on_busy_s3(tmp_path: Path, make_world, s3_uri, relay, caplog) -> 
 )
 def test_what_s3_answers(status: int, code: str, error: type[Exception], s3_uri, relay, caplog) -> None:
     """To the first look, which has no body to name the code, and to a write."""
-    place = s3_uri("run", relay(status, code).endpoint)
+    place = s3_uri("run", relay(lambda connection: answers(status, code)).endpoint)
     with pytest.raises(error, match="cannot look up"):
         Storage.at(place)
     there = Storage(*storage._from_uri(place), place)
