@@ -76,7 +76,7 @@ def test_submitted_job(start: Start, video_cache: Path, tmp_path: Path) -> None:
     listening: set[str] = set()
 
     def finished() -> bool:
-        if trials:
+        if trials and not listening:
             listening.update(driver.listening())
         trials.update(path.parent.name for path in run_dir.glob("ray/*-tune/*/result.json"))
         return (run_dir / "frontier.png").is_file()

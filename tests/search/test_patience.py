@@ -141,10 +141,10 @@ def results(summary: Any) -> list[str]:
 
 def test_a_run_on_storage_that_stumbles(tmp_path: Path, make_world, caplog) -> None:
     expected = results(make_world().run(str(tmp_path / "good")))
-    bad = stumbling(tmp_path / "bad", lambda call: call % 4 == 0)
+    bad = stumbling(tmp_path / "bad", lambda call: call % 5 == 0)
     assert results(make_world().run(bad)) == expected
     assert verify(str(tmp_path / "bad")) == []
-    assert len(caplog.records) == bad.filesystem.calls // 4
+    assert len(caplog.records) == bad.filesystem.calls // 5
     assert all("connection reset" in record.getMessage() for record in caplog.records)
 
 
