@@ -6,16 +6,16 @@ imports is all they load, so the training code itself is imported in the trainin
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
-from ray.train import TrainingFailedError
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 # What `ray.train` exports at run time; type checkers see the first version's classes there.
 from ray.train.v2.api import config as train_config
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pbd_ray.cluster.session import worker_resources
@@ -75,12 +75,24 @@ def drive_trainer(config: dict[str, Any], run: TrialSpec) -> None:
     )
     try:
         result = trainer.fit()
-    except TrainingFailedError:
-        tune.report({"last_checkpoint": None, "diverged": None, "failed": traceback.format_exc()})
+    except TrainingFailedError as error:
+        tune.report({"last_checkpoint": None, "diverged": None, "failed": failure_reason(error)})
         return
     path = None if result.checkpoint is None else result.checkpoint.path
     diverged = (result.metrics or {}).get("diverged")
     tune.report({"last_checkpoint": path, "diverged": diverged, "failed": None})
+
+
+def failure_reason(error: TrainingFailedError) -> str:
+    """The line of Train's error that says what happened: the first of Ray's words about a process that died,
+    the last of a traceback."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    rank = min(failures, default=None)
+    cause: Any = error if rank is None else failures[rank]
+    cause = getattr(cause, "health_check_failure", cause)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    line = lines[0 if isinstance(cause, RayActorError) else -1]
+    return line if rank is None else f"training worker {rank}: {line}"
 
 
 def _backend(execution: Execution) -> str | None:

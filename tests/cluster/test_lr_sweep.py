@@ -8,9 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 from pyarrow import fs
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from pbd_ray.cluster.lr_sweep import AlignmentFailed, _reported
-from pbd_ray.cluster.lr_trial import _backend
+from pbd_ray.cluster.lr_trial import _backend, failure_reason
 from pbd_ray.cluster.ray_storage import ray_storage
 from pbd_ray.config import Execution
 from pbd_ray.search.rate_search import GridRate
@@ -37,6 +40,31 @@ def test_a_run_that_failed_is_not_a_learning_rate_that_lost(result: SimpleNamesp
     with pytest.raises(AlignmentFailed) as raised:
         _reported(GridRate(2, 1e-4), result)
     assert str(raised.value) == f"learning rate 0.0001: {reason}; the same command goes on from here"
+
+
+TRACEBACK = (
+    'Traceback (most recent call last):\n  File "a.py", line 1\nOSError: AWS Error NETWORK_CONNECTION\n'
+)
+OURS = UserExceptionWithTraceback(OSError("AWS Error NETWORK_CONNECTION"), TRACEBACK)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            WorkerGroupError("two of them", {1: OURS, 3: OURS}),
+            "training worker 1: OSError: AWS Error NETWORK_",
+        ),
+        (
+            WorkerGroupError("one", {0: WorkerHealthCheckFailedError("lost", failure=ActorDiedError())}),
+            "training worker 0: The actor died unexpectedly before finishing this task.",
+        ),
+        (ControllerError(RuntimeError("no place")), "no place"),
+    ],
+)
+def test_reason_of_a_failure(error: TrainingFailedError, reason: str) -> None:
+    assert failure_reason(error).startswith(reason)
+    assert "\n" not in failure_reason(error)
 
 
 def test_a_run_that_diverged_is_reported() -> None:
