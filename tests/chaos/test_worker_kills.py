@@ -24,10 +24,12 @@ LONG = os.environ.get("PBD_RAY_CHAOS") == "long"
 EPOCHS = 12
 SHAPE = [
     "stopping.max_drops=1",
+    "alignment.learning_rates=[1.0e-3]",
+    "alignment.halving=off",
     f"alignment.optimizer.epochs={EPOCHS}",
     f"alignment.optimizer.schedule_epochs={EPOCHS}",
 ]
-"""One round, with time to hit a fine-tuning run after one of its checkpoints."""
+"""One round and one learning rate, with time to hit a fine-tuning run after one of its checkpoints."""
 LOOPBACK = {"node_ip_address": "127.0.0.1"}
 # Else a driver replaces a loopback address by the machine's own.
 STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -227,7 +229,7 @@ def test_a_training_worker_too_many(
     (error,) = [line for line in log.splitlines() if line.startswith("error: ")]
     print(error)
     assert run.driver.process.returncode == 1
-    assert error.startswith("error: learning rate 0.001: ")
+    assert error.startswith("error: learning rate 0.001: training worker 0: The actor died unexpectedly")
     assert error.endswith("; the same command goes on from here")
     assert "Traceback (most recent call last)\n" not in log
     begin().ended()

@@ -70,7 +70,8 @@ def test_terminated_leaves_nothing(start: Start, tiny_recipe: str, video_cache: 
 
 
 def test_submitted_job(start: Start, video_cache: Path, tmp_path: Path) -> None:
-    """`make demo` on fewer videos: a real job, candidates and learning rates as Tune trials, a table."""
+    """`make demo` on fewer videos and two training workers a learning rate: a real job, candidates and
+    learning rates as Tune trials, a table."""
     run_dir = tmp_path / "run"
     trials: set[str] = set()
     listening: set[str] = set()
@@ -89,6 +90,7 @@ def test_submitted_job(start: Start, video_cache: Path, tmp_path: Path) -> None:
         "experiment.alignment.optimizer.schedule_epochs=1",
         "experiment.alignment.learning_rates=[1e-4,1e-3]",
         "experiment.stopping.max_drops=1",
+        "execution.train_workers=2",
     ]
     driver = start(["-m", "pbd_ray.cluster.demo", *_overrides(run_dir, video_cache), *small])
     driver.wait_until(finished, 500)
