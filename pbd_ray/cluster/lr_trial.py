@@ -37,8 +37,8 @@ class TrialSpec:
 
 
 def run_name(name: str, rate: float) -> str:
-    """Name of one learning rate's run: Ray Train resumes whatever has it."""
-    return f"{name}-lr-{rate:.3g}"
+    """Name of one learning rate's run: Ray Train resumes whatever has it, so all digits are in it."""
+    return f"{name}-lr-{rate!r}"
 
 
 def drive_trainer(config: dict[str, Any], run: TrialSpec) -> None:

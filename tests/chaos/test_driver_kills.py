@@ -28,7 +28,7 @@ STAGES = [
     *(
         (f"round {number}: {stage}", seconds)
         for number in (1, 2)
-        for stage, seconds in (("scores", 10), ("align", 25), ("evaluation", 15))
+        for stage, seconds in (("scores", 10), ("align", 50), ("evaluation", 15))
     ),
 ]
 """In the order of the log, each with the seconds after its line within which it is killed."""
