@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import socketserver
 import subprocess
@@ -23,6 +24,7 @@ import pytest
 import torch
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs inherit it where a script ignores it
 torch.set_num_threads(1)  # as in every worker of a run; test files run side by side
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -239,6 +239,8 @@ def sigterm_as_interrupt() -> Iterator[None]:
     def handler(signum: int, frame: FrameType | None) -> None:
         nonlocal terminated
         terminated = True
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a script starts with &
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, handler)

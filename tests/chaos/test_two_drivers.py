@@ -60,11 +60,19 @@ def test_refused_then_taken_over(start: Start, command: list[str], run_dir: Path
     assert verify(str(run_dir)) == []
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+# What a script starts with & ignores SIGINT.
+IGNORING = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+
+
+@pytest.mark.parametrize(
+    ("before", "signum", "status"), [(["-c", IGNORING], signal.SIGTERM, 143), ([], signal.SIGINT, 130)]
+)
 def test_stopped_gives_up(
-    start: Start, command: list[str], run_dir: Path, signum: signal.Signals, status: int
+    start: Start, command: list[str], run_dir: Path, before: list[str], signum: signal.Signals, status: int
 ) -> None:
-    driver = start(command)
+    driver = start([*before, *command])
     driver.wait_until(lambda: (run_dir / "environment.json").is_file())
     driver.process.send_signal(signum)
     log = driver.wait(60)

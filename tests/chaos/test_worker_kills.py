@@ -20,7 +20,9 @@ from pbd_ray.search.verify import verify
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-LONG = os.environ.get("PBD_RAY_CHAOS") == "long"
+ONLY_LONG = pytest.mark.skipif(
+    os.environ.get("PBD_RAY_CHAOS") != "long", reason="takes minutes: only with PBD_RAY_CHAOS=long"
+)
 EPOCHS = 12
 SHAPE = [
     "stopping.max_drops=1",
@@ -202,6 +204,7 @@ def test_processes_that_are_killed(
     assert verify(str(run.run_dir)) == []
 
 
+@ONLY_LONG
 def test_nodes_that_are_lost(
     cluster: Cluster, begin: Callable[..., Losses], expected: Any, outcome: Callable[[Path], Any]
 ) -> None:
@@ -217,7 +220,7 @@ def test_nodes_that_are_lost(
     assert verify(str(run.run_dir)) == []
 
 
-@pytest.mark.skipif(not LONG, reason="only with PBD_RAY_CHAOS=long")
+@ONLY_LONG
 def test_a_training_worker_too_many(
     begin: Callable[..., Losses], expected: Any, outcome: Callable[[Path], Any]
 ) -> None:
