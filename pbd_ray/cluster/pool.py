@@ -8,7 +8,6 @@ they live over several sweeps and are released before fine-tuning, whose workers
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -81,9 +80,6 @@ class ScoringWorker:
         videos = [self._spec.videos[name] for name in work.piece.videos]
         job = replace(self._job, candidates=work.candidates)
         return score_videos(job, self._student, self._teacher, videos)
-
-    def process_id(self) -> int:
-        return os.getpid()
 
     def latency(self, model: Model) -> dict[str, float]:
         """Milliseconds of one window through the detector, with this worker's resources."""
