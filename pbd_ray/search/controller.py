@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.quarantine import NOTHING
+from pbd_ray.search.annotated import record_split, split_hash
 from pbd_ray.search.environment import current_environment
-from pbd_ray.search.hashing import annotations_hash, value_hash, weights_hash
+from pbd_ray.search.hashing import weights_hash
 from pbd_ray.search.ledger import Ledger, LedgerError, quarantine_hash
 from pbd_ray.search.stages import FromBundle, Stages, ToBundle
 from pbd_ray.search.state import (
@@ -108,12 +109,12 @@ def _open_teacher(stages: Stages, files: Mapping[str, bytes] | None) -> Model:
     teacher_hash = weights_hash(teacher.weights)
     if files is not None and weights_hash(stages.from_bundle(files, "teacher").weights) != teacher_hash:
         raise LedgerError(f"{ledger.storage.uri('teacher')} holds another teacher than the one given")
-    split = stages.split
-    data_hash = value_hash([annotations_hash(part) for part in (split.fit, split.selection, split.test)])
     left_out = quarantine_hash(ledger.quarantine())
+    data_hash = split_hash(stages.split)
     environment = current_environment(stages.recipe.execution, data_hash, teacher_hash, left_out)
     for change in ledger.record_environment(environment):
         stages.report(f"not bit-exact with the first start: {change}")
+    record_split(ledger.storage, stages.split)
     return teacher
 
 

@@ -6,6 +6,7 @@ immutable.
 
     recipe.yaml, environment.json
     quarantine.json  videos that the run leaves out, decided at its first start (data/quarantine.py)
+    videos.parquet   the others, as they are annotated (search/annotated.py)
     owners/        one file a driver that ever wrote here (search/owner.py)
     teacher/       round 0: config.json + model.safetensors, evaluation/, evaluation.json, commit.json
     rounds/01/     scores/ (plan.json, one Parquet a slice), scores.parquet, decision.json, model/ (bundle),

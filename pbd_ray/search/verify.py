@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pbd_ray.search.annotated import recorded_split
 from pbd_ray.search.commit import NOT_CHAINED, is_chained
 from pbd_ray.search.ledger import Ledger, before
 from pbd_ray.search.round_folder import RoundFolder
@@ -13,7 +14,7 @@ def verify(run_dir: str | Storage) -> list[str]:
     """Check every committed round of a run directory; one line for each problem, none if all is well.
 
     Byte hashes of all files, logical hashes against `result`, the chain of parents from the recipe on, and
-    the quarantine against the environment.
+    the videos and the quarantine against the environment.
 
     Raises:
         LedgerError: it is not a run directory.
@@ -28,10 +29,11 @@ def verify(run_dir: str | Storage) -> list[str]:
     folders = {name.split("/")[1] for name in ledger.storage.names("rounds") if name.count("/") > 1}
     last = max((int(name) for name in folders if name.isdecimal()), default=TEACHER_ROUND)
     problems: list[str] = []
-    try:
-        ledger.quarantine()
-    except LedgerError as error:
-        problems.append(str(error))
+    for check in (ledger.quarantine, lambda: recorded_split(ledger)):
+        try:
+            check()
+        except LedgerError as error:
+            problems.append(str(error))
     for round in range(last + 1):
         found, parent = _check(ledger.round(round), parent, is_last=round == last)
         problems += found

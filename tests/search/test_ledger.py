@@ -155,7 +155,7 @@ def test_layout(finished: Path) -> None:
     evaluated = {"evaluation.json", "measured.json", "commit.json", *(f"evaluation/{name}" for name in sweep)}
     aligned = {"model/config.json", "model/model.safetensors", "alignment.parquet"}
     decided = {"scores.parquet", "decision.json", *(f"scores/{name}" for name in sweep)}
-    expected = {"recipe.yaml", "environment.json", "summary.json"}
+    expected = {"recipe.yaml", "environment.json", "videos.parquet", "summary.json"}
     expected |= {f"teacher/{name}" for name in evaluated | {"config.json", "model.safetensors"}}
     expected |= {f"rounds/{n:02d}/{name}" for n in (1, 2) for name in evaluated | aligned | decided}
     assert found == expected
