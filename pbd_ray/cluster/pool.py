@@ -140,7 +140,11 @@ class ScoringPool:
             if seen is not None and feed.seen > before:
                 seen(feed.seen)
             progress(f"{task.name}: {feed.seen:.0%} of the videos, {len(self.workers)} workers")
-        return {"slices_per_host": dict(sweep.per_host), "retries": sweep.retries}
+        return {
+            "slices_per_host": dict(sweep.per_host),
+            "retries": sweep.retries,
+            "workers": len(self.workers),
+        }
 
     def latency(self, model: Model) -> dict[str, float]:
         """Latency on one worker while the others are idle."""

@@ -17,6 +17,7 @@ from pbd_ray.cluster.inputs import check_bundle, given_teacher
 from pbd_ray.cluster.monitoring import say, throttled
 from pbd_ray.cluster.places import check_places
 from pbd_ray.cluster.preflight import usable_videos
+from pbd_ray.cluster.reporting import write_report
 from pbd_ray.cluster.session import ray_session, sigterm_as_interrupt
 from pbd_ray.cluster.steps import cluster_steps, fit_teacher
 from pbd_ray.compression.blocks import Model, from_detector, to_detector
@@ -29,7 +30,8 @@ from pbd_ray.detector.bundle import bundle_files, bundle_from_files, load_bundle
 from pbd_ray.metrics.cost import cost_report
 from pbd_ray.report.detection_report import Measures, evaluate_detections, publish
 from pbd_ray.report.figures import draw_frontier
-from pbd_ray.report.rounds import depths_info, frontier_table, rounds_text
+from pbd_ray.report.page import REPORT
+from pbd_ray.report.rounds import depths_info, frontier_table, headline_name, rounds_text
 from pbd_ray.search.controller import compress
 from pbd_ray.search.evaluation import detections_of, evaluate, headline_interval
 from pbd_ray.search.feed import SliceFeed
@@ -80,6 +82,7 @@ def _compress(recipe: Recipe, storage: Storage, owner: Owner) -> Summary:
                 from_bundle=lambda files, where: from_detector(bundle_from_files(files, where).detector),
                 cost=lambda model: _cost(recipe, len(classes), model),
                 report=say,
+                publish=lambda: write_report(ledger),
             )
     _publish(recipe, ledger, summary)
     return summary
@@ -131,7 +134,8 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     shown = ", ".join(f"mAP@{tiou:g} {value:.4f}" for tiou, value in quality.map.items())
     say(f"teacher on {len(split.test.videos)} test videos: {shown}, average {quality.average_map:.4f}")
-    say(f"{_headline(recipe)} {quality.headline_map:.4f} [{interval.low:.4f}, {interval.high:.4f}]")
+    headline = headline_name(rules.headline_tiou)
+    say(f"{headline} {quality.headline_map:.4f} [{interval.low:.4f}, {interval.high:.4f}]")
     say(f"bundle: {output}")
 
 
@@ -186,11 +190,6 @@ def _test_rows(recipe: Recipe, split: Split, steps: Steps, model: Model) -> pa.T
     return pa.concat_tables([tables[piece.index] for piece in plan])
 
 
-def _headline(recipe: Recipe) -> str:
-    tiou = recipe.experiment.evaluation.headline_tiou
-    return "average mAP" if tiou == "average" else f"mAP@{tiou:g}"
-
-
 @contextlib.contextmanager
 def _backend(recipe: Recipe, workers: int) -> Iterator[None]:
     if recipe.execution.backend == "local":
@@ -234,10 +233,10 @@ def _cost(recipe: Recipe, num_classes: int, model: Model) -> Cost:
 
 def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:
     """The frontier beside summary.json, and the table of rounds in the log."""
-    headline = _headline(recipe)
+    headline = headline_name(recipe.experiment.evaluation.headline_tiou)
     depths = depths_info(summary_to_json(summary))
     ledger.storage.write_table("frontier.parquet", frontier_table(depths))
     ledger.storage.write("frontier.png", draw_frontier(depths, headline))
     print(rounds_text(depths, headline), flush=True)
-    for name in ("summary.json", "frontier.png", f"rounds/{len(summary.rounds):02d}/model"):
+    for name in (REPORT, "summary.json", "frontier.png", f"rounds/{len(summary.rounds):02d}/model"):
         say(f"{ledger.storage.uri(name)}")

@@ -50,10 +50,13 @@ class DetectionReport:
     """Numbers of videos, instances and detections, and what was left out of them."""
 
 
-def tious_of(text: str) -> tuple[float, ...]:
+def tious_of(text: str, option: str = "--tiou") -> tuple[float, ...]:
     """Thresholds from `start:stop:step` (stop is one of them), or from numbers between commas.
 
     A range is spaced as `numpy.linspace` spaces it, as in the official evaluators.
+
+    Args:
+        option: what the user wrote it for, for errors.
 
     Raises:
         ConfigError: neither, or a threshold outside (0, 1].
@@ -68,9 +71,9 @@ def tious_of(text: str) -> tuple[float, ...]:
         else:
             tious = tuple(float(part) for part in text.split(","))
     except (ValueError, OverflowError, ZeroDivisionError):
-        raise ConfigError(f"--tiou {text!r} is not start:stop:step or numbers between commas") from None
+        raise ConfigError(f"{option} {text!r} is not start:stop:step or numbers between commas") from None
     if not all(0 < tiou <= 1 for tiou in tious) or len(set(tious)) != len(tious):
-        raise ConfigError(f"--tiou {text!r}: expected distinct thresholds in (0, 1]")
+        raise ConfigError(f"{option} {text!r}: expected distinct thresholds in (0, 1]")
     return tious
 
 

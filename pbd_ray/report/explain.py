@@ -15,11 +15,16 @@ from rich.table import Table
 from pbd_ray.config import UserError
 
 _WIDTH = 160
-_MEANING = {
+MEANING = {
     "map": "mAP of the student without the block on the scoring videos, higher is better",
     "train_loss": "train loss of the student without the block on the scoring videos, lower is better",
     "mse": "mean squared difference between the block's input and output, lower is better",
     "given": "the recipe names the block (scoring.drops), nothing was scored",
+}
+AXIS = {
+    "map": "mAP without the block",
+    "train_loss": "train loss without the block",
+    "mse": "mse of the block",
 }
 
 
@@ -75,7 +80,7 @@ def explain_text(summary: Mapping[str, Any], round: int) -> str:
     criterion, candidates = entry["criterion"], candidates_info(entry)
     lines = [
         f"round {round}: block {entry['dropped_block']} went, {_numbers(entry['kept_blocks'])} stay",
-        f"criterion {criterion}: {_MEANING[criterion]}",
+        f"criterion {criterion}: {MEANING[criterion]}",
     ]
     if candidates:
         lines += ["", _scores(candidates), "", *_choice(entry, candidates)]

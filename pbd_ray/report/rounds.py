@@ -47,6 +47,11 @@ def depths_info(summary: Mapping[str, Any]) -> tuple[DepthInfo, ...]:
     return tuple(_depth(entry, teacher) for entry in (teacher, *summary["rounds"]))
 
 
+def headline_name(tiou: float | str) -> str:
+    """What headline mAP means, such as 'mAP@0.5'."""
+    return "average mAP" if tiou == "average" else f"mAP@{tiou:g}"
+
+
 def frontier_table(depths: Sequence[DepthInfo]) -> pa.Table:
     """`frontier.parquet`: what each depth costs and reaches."""
     return pa.table(

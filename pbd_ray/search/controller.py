@@ -42,6 +42,7 @@ def compress(
     from_bundle: FromBundle,
     cost: Callable[[Model], Cost],
     report: Report,
+    publish: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Run, or go on with, the compression that the ledger holds, to its end.
 
@@ -52,6 +53,7 @@ def compress(
             committed round and choose nothing.
         teacher: files of the uncompressed detector's bundle; None: those in the ledger.
         cost: computed cost of one window.
+        publish: called whenever summary.json is new, to show the run as it stands.
 
     Raises:
         LedgerError: the ledger holds a run on other data or from another teacher.
@@ -67,9 +69,12 @@ def compress(
         records.append(_commit(stages, TEACHER_ROUND, original))
     while (reason := _stop_reason(recipe, records)) is None:
         _write_summary(ledger, records, None)
+        publish()
         records.append(_round(stages, original, records[-1]))
     report(f"stop: {reason}")
-    return _write_summary(ledger, records, reason)
+    summary = _write_summary(ledger, records, reason)
+    publish()
+    return summary
 
 
 def _round(stages: Stages, teacher: Model, before: RoundRecord) -> RoundRecord:

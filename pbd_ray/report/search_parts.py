@@ -1,0 +1,136 @@
+"""Sections of a run's page about the search: why blocks went, how students were fine-tuned, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from pbd_ray.report import panels
+from pbd_ray.report.evidence import Evidence
+from pbd_ray.report.explain import AXIS, MEANING, CandidateInfo, candidates_info
+from pbd_ray.report.findings import RateCurve, curves_info
+from pbd_ray.report.parts import Figure, Part, Table, figure, row_height
+from pbd_ray.report.search_cost import StageCost, search_cost_info
+
+
+def candidates_part(evidence: Evidence) -> Part | None:
+    """Every candidate of every round; None where nothing was scored."""
+    figures, tables = [], []
+    for entry in evidence.summary["rounds"]:
+        candidates, number = candidates_info(entry), entry["round"]
+        if not candidates:
+            continue
+        draw = partial(
+            panels.draw_candidates,
+            candidates=candidates,
+            undropped=entry["undropped_score"],
+            name=AXIS[entry["criterion"]],
+        )
+        caption = f"Round {number}: of {len(candidates)} candidates block {candidates[0].block} went."
+        told = (f"block {one.block} {_score(one)}" for one in candidates)
+        figures.append(figure(f"candidates-{number}", caption, told, draw, row_height(len(candidates))))
+        tables.append(_candidates_table(number, candidates))
+    if not figures:
+        return None
+    meaning = MEANING[evidence.recipe.experiment.scoring.criterion]
+    text = (
+        f"Criterion: {meaning}. A bar is the paired bootstrap interval over videos of a candidate's "
+        "distance from the one that went. Hollow: stopped by racing, worse beyond doubt, on fewer videos. "
+        "Dashed: the student with nothing removed."
+    )
+    return Part("Why these blocks", text, tuple(figures), folded=tuple(tables))
+
+
+def rates_part(evidence: Evidence, headline: str) -> Part | None:
+    """The fine-tuning runs of every round; None where nothing was trained."""
+    figures: list[Figure] = []
+    for entry, depth in zip(evidence.summary["rounds"], evidence.rounds, strict=True):
+        if depth.curves is not None:
+            figures += _rate_figures(
+                entry["round"], curves_info(depth.curves), (entry["lr"], entry["epoch"]), headline
+            )
+    if not figures:
+        return None
+    text = (
+        "One line a learning rate. Learning rate and epoch are chosen by mAP on the selection videos, which "
+        "neither train nor test; the ring is the choice."
+    )
+    return Part("How the students were fine-tuned", text, tuple(figures))
+
+
+def cost_part(evidence: Evidence) -> Part | None:
+    """What the search itself cost; None before anything was measured."""
+    stages = search_cost_info(evidence)
+    if not stages:
+        return None
+    text = (
+        "Seconds are wall-clock; * of a stage that was interrupted, its last part. Expected: the seconds "
+        "of that stage in the first round, times how much more or less there was to multiply. Hours are of "
+        "CPUs and GPUs held, busy or not."
+    )
+    total = (
+        "all",
+        "",
+        f"{sum(stage.seconds for stage in stages):.1f}",
+        "",
+        f"{sum(stage.cpu_hours for stage in stages):.4f}",
+        f"{sum(stage.gpu_hours for stage in stages):.4f}",
+    )
+    columns = ("round", "stage", "seconds", "expected", "CPU hours", "GPU hours")
+    rows = (*(_stage_row(stage) for stage in stages), total)
+    return Part("What the search cost", text, tables=(Table("By round and stage", columns, rows),))
+
+
+def _candidates_table(number: int, candidates: Sequence[CandidateInfo]) -> Table:
+    columns = ("block", "score", "behind", "interval", "videos", "")
+    rows = tuple(
+        (
+            str(one.block),
+            _score(one),
+            "–" if one.behind is None else f"{one.behind:.4g}",
+            "–" if one.low is None or one.high is None else f"[{one.low:.4g}, {one.high:.4g}]",
+            str(one.videos),
+            "went" if index == 0 else "stopped by racing" if one.stopped else "",
+        )
+        for index, one in enumerate(candidates)
+    )
+    return Table(f"Round {number}: all candidates", columns, rows)
+
+
+def _rate_figures(
+    number: int, curves: Sequence[RateCurve], chosen: tuple[float, int], headline: str
+) -> list[Figure]:
+    rate, epoch = chosen
+    captions = {
+        "selection_map": f"Round {number}: learning rate {rate:.3g}, epoch {epoch} was chosen.",
+        "total": f"Round {number}: training loss.",
+    }
+    names = {"selection_map": f"{headline} on selection videos", "total": "training loss"}
+    return [
+        figure(
+            f"rates-{number}-{field}",
+            caption,
+            (f"{curve.learning_rate:.3g}: {_values(getattr(curve, field))}" for curve in curves),
+            partial(panels.draw_curves, curves=curves, chosen=chosen, field=field, name=names[field]),
+        )
+        for field, caption in captions.items()
+    ]
+
+
+def _stage_row(stage: StageCost) -> tuple[str, ...]:
+    return (
+        "teacher" if stage.round == 0 else str(stage.round),
+        stage.stage,
+        f"{stage.seconds:.1f}{' *' if stage.resumed else ''}",
+        "–" if stage.expected_seconds is None else f"{stage.expected_seconds:.1f}",
+        f"{stage.cpu_hours:.4f}",
+        f"{stage.gpu_hours:.4f}",
+    )
+
+
+def _score(candidate: CandidateInfo) -> str:
+    return "–" if candidate.score is None else f"{candidate.score:.4g}"
+
+
+def _values(values: Sequence[float | None]) -> str:
+    return ", ".join("–" if value is None else f"{value:.4f}" for value in values)
