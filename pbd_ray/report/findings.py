@@ -217,9 +217,8 @@ def warnings_info(evidence: Evidence) -> tuple[str, ...]:
             f"uninterrupted run: {'; '.join(dict.fromkeys(changes))}."
         )
     if summary["quarantined"]:
-        found.append(
-            f"{len(summary['quarantined'])} videos could not be used and are left out; they are listed below."
-        )
+        left_out = len(summary["quarantined"])
+        found.append(f"Videos that could not be used and are left out: {left_out}; they are listed below.")
     for entry in summary["rounds"]:
         interval = entry["interval"]
         if interval["unreliable"]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pbd_ray.metrics.detad import ERRORS, Detad, diagnose
 from pbd_ray.metrics.detad_rules import DetadRules
+from pbd_ray.metrics.mean_ap import MetricError
 from pbd_ray.report import panels
 from pbd_ray.report.detection_figures import profile_info
 from pbd_ray.report.evidence import Evidence
@@ -65,8 +66,12 @@ def comparison_part(evidence: Evidence, student: pa.Table, headline: str) -> Par
 
 def errors_part(evidence: Evidence, student: pa.Table, rules: DetadRules) -> Part:
     """DETAD of both detectors, side by side (paper's supplement, figures A and B)."""
-    before = diagnose(evidence.test, evidence.teacher.detections, rules)
-    after = diagnose(evidence.test, student, rules)
+    title = "Which errors changed"
+    try:
+        before = diagnose(evidence.test, evidence.teacher.detections, rules)
+        after = diagnose(evidence.test, student, rules)
+    except MetricError as problem:  # mAP counts instances that DETAD does not
+        return Part(title, f"DETAD's error analysis has nothing to say: {problem}.")
     text = (
         "DETAD's error analysis of both on the test videos: what their detections are (G is the number of "
         "instances of a class), what mAP would gain without each kind of false positive, and which "
@@ -88,7 +93,7 @@ def errors_part(evidence: Evidence, student: pa.Table, rules: DetadRules) -> Par
         for name in before.false_negative_rate
     ]
     tables = (_false_positives(before, after), _false_negatives(before, after))
-    return Part("Which errors changed", text, tuple(figures), folded=tables)
+    return Part(title, text, tuple(figures), folded=tables)
 
 
 def gain_pairs(teacher: Detad, student: Detad) -> dict[str, tuple[float, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -91,7 +91,7 @@ def report_page(evidence: Evidence, rules: DetadRules | None = None) -> str:
         depths=_depths_table(depths),
         parts=[part for part in parts if part is not None],
         provenance=_provenance(evidence),
-        quarantined=_quarantined(summary),
+        quarantined=_texts("Videos left out", ("video", "reason"), summary["quarantined"]),
         recipe=evidence.recipe.to_yaml(),
     )
 
@@ -183,20 +183,17 @@ def _provenance(evidence: Evidence) -> list[Table]:
         "result of the teacher": summary["teacher"]["result"],
         **{f"result of round {entry['round']}": entry["result"] for entry in summary["rounds"]},
     }
-    counts = {f"{name} videos": str(count) for name, count in evidence.counts.items()}
+    counts = {f"{name} videos": count for name, count in evidence.counts.items()}
     return [
-        Table("Made with", ("what", "value"), tuple(_texts(facts.items()))),
-        Table("Data", ("what", "value"), tuple(_texts(counts.items()))),
-        Table("Hashes (SHA-256)", ("of", "hash"), tuple(_texts(hashes.items()))),
+        _texts("Made with", ("what", "value"), facts),
+        _texts("Data", ("what", "value"), counts),
+        _texts("Hashes (SHA-256)", ("of", "hash"), hashes),
     ]
 
 
-def _quarantined(summary: Mapping[str, Any]) -> Table:
-    return Table("Videos left out", ("video", "reason"), tuple(_texts(summary["quarantined"].items())))
-
-
-def _texts(items: Iterable[tuple[str, object]]) -> Iterable[tuple[str, str]]:
-    return ((name, str(value)) for name, value in items)
+def _texts(caption: str, columns: tuple[str, str], texts: Mapping[str, object]) -> Table:
+    rows = tuple((name, str(value)) for name, value in texts.items())
+    return Table(caption, columns, rows, prose=True)
 
 
 def _packaged(name: str) -> str:

@@ -121,7 +121,11 @@ def draw_pairs(axes: Any, pairs: Mapping[str, tuple[float, float]], name: str) -
     axes.set_xticks(places, list(pairs), fontsize="small")
     axes.set_ylabel(name)
     axes.grid(axis="x", visible=False)
-    axes.margins(y=0.12)
+    top = max((value for pair in pairs.values() for value in pair), default=0.0)
+    bottom = min((0.0, *(value for pair in pairs.values() for value in pair)))
+    axes.set_ylim(
+        1.1 * bottom, max(1.2 * top, 1.0)
+    )  # without the floor, nothing missed would be drawn as noise
     axes.legend(loc="best")
 
 

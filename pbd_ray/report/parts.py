@@ -22,6 +22,8 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    prose: bool = False
+    """Its cells are texts: to the left, and broken where they are long."""
 
 
 @dataclass(frozen=True)

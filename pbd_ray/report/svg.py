@@ -75,5 +75,6 @@ def svg(name: str, description: str, draw: Callable[[Any], None], height_inches:
     view = re.search(r'viewBox="[^"]*"', text)
     assert view is not None, "matplotlib's SVG has a viewBox"
     label = html.escape(description)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{label}" {view[0]}>'
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    head = f'<svg {spaces} role="img" aria-label="{label}" {view[0]}>'
     return head + text[text.index(">") + 1 :].strip()
