@@ -145,6 +145,7 @@ class World:
     timed: int = 0
     lines: list[str] = field(default_factory=list)
     latency_ms: Callable[[Model], float] = lambda model: 10.0 * len(model.kept_blocks)
+    publish: Callable[[], None] = lambda: None
 
     def sweep(self, task: SweepTask, feed: Feed) -> Mapping[str, Any]:
         self.tasks.append(task)
@@ -211,6 +212,7 @@ class World:
                 params=len(model.weights),
             ),
             report=self.lines.append,
+            publish=self.publish,
         )
 
 
