@@ -74,6 +74,20 @@ class Detad:
     """mAP_N where only the bucket's instances are to be found, and detections of others are forgiven."""
 
 
+@dataclass(frozen=True, eq=False)
+class Misses:
+    """Which instances a detector misses, as `Detad.false_negative_rate` counts them."""
+
+    videos: int
+    video: Ints
+    """Index of the video of each instance; (G,)."""
+    buckets: Mapping[str, Ints]
+    """By characteristic and bucket ('length XS'), which of the G instances lie there; none is empty."""
+    missed: Ints
+    """At how many of the thresholds each one is missed; (G,)."""
+    thresholds: int
+
+
 def diagnose(annotations: Annotations, detections: pa.Table, rules: DetadRules = THUMOS14) -> Detad:
     """The whole analysis.
 
@@ -116,6 +130,25 @@ def diagnose(annotations: Annotations, detections: pa.Table, rules: DetadRules =
         bucket_share=share,
         base_map_n=_map_n(matches.true_positive, _labels(matches), instances),
         sensitivity=sensitivity,
+    )
+
+
+def missed_instances(annotations: Annotations, detections: pa.Table, rules: DetadRules = THUMOS14) -> Misses:
+    """The instances that the detections miss; arguments and errors are those of `diagnose`."""
+    instances = _instances(annotations, rules)
+    matches = match_detections(instances.truth, detections, rules.tious)
+    key = np.repeat(np.arange(len(instances.truth.offsets) - 1), np.diff(instances.truth.offsets))
+    buckets = {
+        f"{name} {label}": np.flatnonzero(bucket == index)
+        for (name, bins), bucket in zip(rules.bins.items(), instances.buckets, strict=True)
+        for index, label in enumerate(bins.labels)
+    }
+    return Misses(
+        videos=len(instances.truth.videos),
+        video=key % len(instances.truth.videos),
+        buckets={name: rows for name, rows in buckets.items() if len(rows)},
+        missed=_missed(matches, instances, rules).sum(axis=0),
+        thresholds=len(rules.tious),
     )
 
 
@@ -282,10 +315,9 @@ def _profile(
     )
 
 
-def _false_negatives(
-    matches: Matches, instances: _Instances, rules: DetadRules
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """(missed share of every bucket's instances, every bucket's share of the instances)."""
+def _missed(matches: Matches, instances: _Instances, rules: DetadRules) -> Flags:
+    """Whether each instance is missed at each tIoU: held by no detection, or only where precision is too
+    low to count; (T, G)."""
     label = _labels(matches)
     missed = []
     for flags, holder in zip(matches.true_positive, matches.holder, strict=True):
@@ -294,6 +326,14 @@ def _false_negatives(
         precision = _precision_n(rows, nth, label, instances.positives, instances.per_class)
         precise[rows[precision > rules.min_precision]] = True
         missed.append(~precise[holder])
+    return np.stack(missed)
+
+
+def _false_negatives(
+    matches: Matches, instances: _Instances, rules: DetadRules
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """(missed share of every bucket's instances, every bucket's share of the instances)."""
+    missed = _missed(matches, instances, rules)
     rates: dict[str, dict[str, float]] = {}
     shares: dict[str, dict[str, float]] = {}
     for (name, bins), bucket in zip(rules.bins.items(), instances.buckets, strict=True):

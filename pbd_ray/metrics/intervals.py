@@ -7,30 +7,25 @@ replicate is nothing but a vector of video weights and needs no matching and no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from pbd_ray.metrics.bootstrap import Floats, Method, Replicates, bootstrap
 from pbd_ray.metrics.mean_ap import Matches, MetricError
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Verdict = Literal["holds", "inferior", "undecided"]
-Method = Literal["percentile", "bca"]
 
 RELIABLE_VIDEOS = 20
 """With fewer, bootstrap intervals are too narrow to decide on."""
-CHUNK = 128
-"""Replicates computed at a time."""
 
 
 @dataclass(frozen=True)
 class MapInterval:
-    """A confidence interval [low, high] around `value`, an mAP or a difference of two."""
+    """A confidence interval [low, high] around `value`: an mAP or a class's AP, or a difference of two."""
 
     value: float
     low: float
@@ -61,7 +56,7 @@ def map_interval(
     simulation with a known mAP, 95 % intervals held it in 75 and 47 % of samples of 30 videos, 89 and
     67 % of 100. In a difference the bias cancels: 93 to 98 %. Compare detectors by their difference.
     """
-    return _interval((matches,), np.array([1.0]), tiou, rng, replicates, confidence, method)
+    return _map_interval(_Arms((matches,), tiou), rng, replicates, confidence, method)
 
 
 def map_difference_interval(
@@ -85,30 +80,39 @@ def map_difference_interval(
     Raises:
         MetricError: different ground truths or thresholds, or a threshold that was not matched.
     """
-    if first.tious != second.tious:
-        raise MetricError(f"the arms were matched at different tIoU: {first.tious} and {second.tious}")
-    ours, theirs = first.ground_truth, second.ground_truth
-    if ours is not theirs and not (
-        ours.videos == theirs.videos
-        and ours.restricted == theirs.restricted
-        and np.array_equal(ours.offsets, theirs.offsets)
-        and np.array_equal(ours.segments_seconds, theirs.segments_seconds)
-    ):
-        raise MetricError("the arms were matched on different ground truths")
-    return _interval((first, second), np.array([1.0, -1.0]), tiou, rng, replicates, confidence, method)
+    return _map_interval(_paired(first, second, tiou), rng, replicates, confidence, method)
 
 
-def noninferiority(difference: MapInterval, margin: float) -> Verdict:
-    """Is a student at most `margin` worse than its teacher? `difference` is student - teacher.
+def class_difference_intervals(
+    first: Matches,
+    second: Matches,
+    tiou: float | Literal["average"],
+    rng: np.random.Generator,
+    replicates: int = 1000,
+    confidence: float = 0.95,
+    method: Method = "bca",
+) -> dict[int, MapInterval]:
+    """The same of every class's AP, by its label: the same draws give the interval of mAP's difference.
 
-    holds: the whole interval lies above -margin; inferior: the whole interval lies below; else the
-    data cannot tell.
+    A class leaves the replicates whose videos hold no instance of it; `dropped_classes` counts them. One
+    that is in none has the interval [-1, 1]: nothing is known of it.
     """
-    if not margin > 0:
-        raise MetricError(f"the non-inferiority margin is {margin}, expected a positive number")
-    if difference.low > -margin:
+    arms = _paired(first, second, tiou)
+    found = bootstrap(arms, len(arms.units), rng, replicates, confidence, method)
+    return {
+        label: _interval(found, column, arms.units, method) for column, label in enumerate(arms.labels, 1)
+    }
+
+
+def noninferiority(low: float, high: float, margin: float) -> Verdict:
+    """Is a student at most `margin` worse than its teacher? [low, high] is of student - teacher.
+
+    holds: the whole interval lies at -margin or above; inferior: the whole interval lies below; else the
+    data cannot tell. An equal student meets a margin of 0.
+    """
+    if low >= -margin:
         return "holds"
-    return "inferior" if difference.high < -margin else "undecided"
+    return "inferior" if high < -margin else "undecided"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +143,10 @@ class WeightedAP:
         unit = np.array([place[name] for name in known], dtype=np.int64)
         instances = matches.ground_truth.counts
         self.tious = len(matches.tious)
+        self.labels: tuple[int, ...] = tuple(np.flatnonzero(instances.sum(axis=1)).tolist())
+        """The present classes."""
         self.curves: list[_ClassCurve] = []
-        for label in np.flatnonzero(instances.sum(axis=1)):
+        for label in self.labels:
             span = slice(matches.class_offsets[label], matches.class_offsets[label + 1])
             flags = matches.true_positive[:, span]
             hits = np.flatnonzero(flags.any(axis=0))
@@ -198,91 +204,69 @@ def mean_of_classes(ap: Floats) -> Floats:
     return means
 
 
-def _interval(
-    arms: tuple[Matches, ...],
-    signs: Floats,
-    tiou: float | Literal["average"],
-    rng: np.random.Generator,
-    replicates: int,
-    confidence: float,
-    method: Method,
+class _Arms:
+    """One detector's mAP and APs under video weightings, or by how much they exceed a second one's.
+
+    Args:
+        arms: the detector's matches, and the second one's.
+        tiou: a threshold they were matched at, or 'average'.
+    """
+
+    def __init__(self, arms: tuple[Matches, ...], tiou: float | Literal["average"]) -> None:
+        if tiou != "average" and tiou not in arms[0].tious:
+            raise MetricError(f"tIoU {tiou} was not matched, only {list(arms[0].tious)}")
+        names = arms[0].ground_truth.videos + tuple(name for arm in arms for name in arm.foreign_videos)
+        self.units = tuple(dict.fromkeys(names))
+        self._rows = [row for row, matched in enumerate(arms[0].tious) if tiou in ("average", matched)]
+        self._curves = [WeightedAP(arm, self.units) for arm in arms]
+        self._signs = np.array([1.0, -1.0])[: len(arms)]
+        self.labels = self._curves[0].labels
+        if not self.labels:
+            raise MetricError("ground truth has no instance: mAP is undefined")
+
+    def __call__(self, weights: Floats) -> Floats:
+        """(R, V) -> (R, 1 + present classes): mAP, then the classes' APs, nan without an instance."""
+        aps = [curve(weights)[:, self._rows] for curve in self._curves]
+        columns = [np.column_stack((mean_of_classes(ap), ap.mean(axis=1))) for ap in aps]
+        differences: Floats = np.tensordot(self._signs, np.stack(columns), axes=1)
+        return differences
+
+
+def _paired(first: Matches, second: Matches, tiou: float | Literal["average"]) -> _Arms:
+    if first.tious != second.tious:
+        raise MetricError(f"the arms were matched at different tIoU: {first.tious} and {second.tious}")
+    ours, theirs = first.ground_truth, second.ground_truth
+    if ours is not theirs and not (
+        ours.videos == theirs.videos
+        and ours.restricted == theirs.restricted
+        and np.array_equal(ours.offsets, theirs.offsets)
+        and np.array_equal(ours.segments_seconds, theirs.segments_seconds)
+    ):
+        raise MetricError("the arms were matched on different ground truths")
+    return _Arms((first, second), tiou)
+
+
+def _map_interval(
+    arms: _Arms, rng: np.random.Generator, replicates: int, confidence: float, method: Method
 ) -> MapInterval:
-    if not 0 < confidence < 1 or replicates < 1:
-        raise MetricError(f"confidence {confidence} is not in (0, 1), or replicates {replicates} below 1")
-    if tiou != "average" and tiou not in arms[0].tious:
-        raise MetricError(f"tIoU {tiou} was not matched, only {list(arms[0].tious)}")
-    rows = [row for row, matched in enumerate(arms[0].tious) if tiou in ("average", matched)]
-    names = arms[0].ground_truth.videos + tuple(name for arm in arms for name in arm.foreign_videos)
-    units = tuple(dict.fromkeys(names))
-    curves = [WeightedAP(arm, units) for arm in arms]
-    if not curves[0].curves:
-        raise MetricError("ground truth has no instance: mAP is undefined")
+    found = bootstrap(arms, len(arms.units), rng, replicates, confidence, method)
+    if np.isnan(found.drawn[:, 0]).all():
+        raise MetricError(f"none of {replicates} replicates over {len(arms.units)} videos holds an instance")
+    left_mean = int(np.isnan(found.drawn[:, 1:]).sum())
+    return replace(_interval(found, 0, arms.units, method), dropped_classes=left_mean)
 
-    def statistic(weightings: Iterator[Floats]) -> tuple[Floats, int]:
-        values, dropped = [], 0
-        for weights in weightings:
-            aps = [curve(weights)[:, rows] for curve in curves]
-            missing = np.isnan(aps[0][:, 0])
-            dropped += int(missing.sum())
-            left = np.flatnonzero(~missing.all(axis=1))  # a replicate without any instance has no mAP
-            means = [mean_of_classes(ap[left]) for ap in aps]
-            values.append(np.tensordot(signs, np.stack(means), axes=1))
-        return np.concatenate(values), dropped
 
-    everything = np.ones((1, len(units)))
-    value = float(statistic(iter((everything,)))[0][0])
-    drawn, dropped = statistic(_resamples(len(units), replicates, rng))
-    if not len(drawn):
-        raise MetricError(f"none of {replicates} replicates over {len(units)} videos holds an instance")
-    tail = (1 - confidence) / 2
-    levels = np.array([tail, 1 - tail])
-    if method == "bca":
-        left_out, _ = statistic(_leave_one_out(len(units)))
-        levels = _bca_levels(levels, value, drawn, left_out)
-    low, high = np.quantile(drawn, levels)
+def _interval(found: Replicates, column: int, units: tuple[str, ...], method: Method) -> MapInterval:
+    low, high = found.interval(column)
+    missing = int(np.isnan(found.drawn[:, column]).sum())
     return MapInterval(
-        value=value,
-        low=float(low),
-        high=float(high),
-        confidence=confidence,
+        value=float(found.value[column]),
+        low=low,
+        high=high,
+        confidence=found.confidence,
         method=method,
-        replicates=len(drawn),
+        replicates=len(found.drawn) - missing,
         videos=len(units),
         unreliable=len(units) < RELIABLE_VIDEOS,
-        dropped_classes=dropped,
+        dropped_classes=missing,
     )
-
-
-def _resamples(videos: int, replicates: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """How often each video is drawn, with replacement: chunks of (R, V)."""
-    for begin in range(0, replicates, CHUNK):
-        rows = min(CHUNK, replicates - begin)
-        draws = rng.integers(videos, size=(rows, videos)) + videos * np.arange(rows)[:, None]
-        counts = np.bincount(draws.ravel(), minlength=rows * videos)
-        yield counts.reshape(rows, videos).astype(np.float64)
-
-
-def _leave_one_out(videos: int) -> Iterator[Floats]:
-    for begin in range(0, videos, CHUNK):
-        out = np.arange(begin, min(begin + CHUNK, videos))
-        weights = np.ones((len(out), videos))
-        weights[np.arange(len(out)), out] = 0
-        yield weights
-
-
-def _bca_levels(levels: Floats, value: float, drawn: Floats, left_out: Floats) -> Floats:
-    """Quantile levels corrected for median bias and for acceleration (Efron 1987, section 4)."""
-    normal = NormalDist()
-    below = (np.count_nonzero(drawn < value) + 0.5 * np.count_nonzero(drawn == value)) / len(drawn)
-    edge = 0.5 / len(drawn)  # a share of 0 or 1 would be an infinite correction
-    bias = normal.inv_cdf(min(max(float(below), edge), 1 - edge))
-    deviation = left_out.mean() - left_out if len(left_out) else np.zeros(1)
-    spread = float((deviation**2).sum())
-    acceleration = float((deviation**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
-    corrected = []
-    for level in levels:
-        shifted = bias + normal.inv_cdf(float(level))
-        scale = 1 - acceleration * shifted
-        # The transformation ends where the scale does: past it the level is at its limit.
-        corrected.append(normal.cdf(bias + shifted / scale) if scale > 0 else float(shifted > 0))
-    return np.array(corrected)

@@ -12,8 +12,8 @@ import pytest
 
 from pbd_ray.data.annotations import DETECTION_SCHEMA, GROUND_TRUTH_SCHEMA
 from pbd_ray.metrics.intervals import (
-    MapInterval,
     WeightedAP,
+    class_difference_intervals,
     map_difference_interval,
     map_interval,
     noninferiority,
@@ -157,20 +157,57 @@ def test_a_class_that_is_not_drawn_leaves_both_arms() -> None:
     assert interval.value == pytest.approx(mean_average_precision(truth, found, TIOUS, 5).map[0.5])
 
 
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_a_class_is_as_if_it_were_alone(method: Any) -> None:
+    truth, videos = tables(3, videos=9)[0], [f"v{index}" for index in range(9)]
+    rare = pa.table([["v0"], [50.0], [54.0], [3]], schema=GROUND_TRUTH_SCHEMA)
+    truth = pa.concat_tables([truth, rare])
+    found = [tables(seed, videos=9, classes=4, noise=noise)[1] for seed, noise in ((3, 2.0), (103, 1.0))]
+
+    def arms(label: int | None) -> list[Matches]:
+        alone = [
+            table if label is None else table.filter(pa.compute.equal(table["label"], label))
+            for table in (truth, *found)
+        ]
+        prepared = prepare_ground_truth(alone[0], 5, videos)  # class 4: never any
+        return [match_detections(prepared, table, TIOUS) for table in alone[1:]]
+
+    for tiou in (0.5, "average"):
+        options = (tiou, np.random.default_rng(2), 300, 0.9, method)
+        intervals = class_difference_intervals(*arms(None), *options)
+        assert list(intervals) == [0, 1, 2, 3]
+        for label, interval in intervals.items():
+            options = (tiou, np.random.default_rng(2), 300, 0.9, method)
+            assert interval == map_difference_interval(*arms(label), *options)
+        assert (intervals[0].dropped_classes, intervals[0].replicates) == (0, 300)
+        assert 60 < intervals[3].dropped_classes < 160  # (8 / 9) ** 9 of 300 do not draw its only video
+
+
+def test_nothing_is_known_of_a_class_that_is_never_drawn() -> None:
+    truth, found = tables(3, videos=30)
+    rare = pa.table([["v0"], [50.0], [54.0], [3]], schema=GROUND_TRUTH_SCHEMA)
+    prepared = prepare_ground_truth(pa.concat_tables([truth, rare]), 4)
+    matches = match_detections(prepared, found, TIOUS)
+    seed = next(seed for seed in range(9) if 0 not in np.random.default_rng(seed).integers(30, size=30))
+    interval = class_difference_intervals(matches, matches, 0.5, np.random.default_rng(seed), 1)[3]
+    assert (interval.low, interval.high, interval.replicates, interval.dropped_classes) == (-1, 1, 0, 1)
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
+    ("low", "high", "margin", "verdict"),
     [
-        (-0.009, 0.02, "holds"),
-        (0.001, 0.02, "holds"),
-        (-0.01, 0.02, "undecided"),
-        (-0.05, 0.02, "undecided"),
-        (-0.05, -0.01, "undecided"),
-        (-0.05, -0.011, "inferior"),
+        (-0.009, 0.02, 0.01, "holds"),
+        (0.001, 0.02, 0.01, "holds"),
+        (-0.01, 0.02, 0.01, "holds"),
+        (-0.011, 0.02, 0.01, "undecided"),
+        (-0.05, -0.01, 0.01, "undecided"),
+        (-0.05, -0.011, 0.01, "inferior"),
+        (0.0, 0.0, 0.0, "holds"),
+        (-0.001, 0.0, 0.0, "undecided"),
     ],
 )
-def test_noninferiority(low: float, high: float, verdict: str) -> None:
-    interval = MapInterval((low + high) / 2, low, high, 0.95, "bca", 1000, 50, False, 0)
-    assert noninferiority(interval, 0.01) == verdict
+def test_noninferiority(low: float, high: float, margin: float, verdict: str) -> None:
+    assert noninferiority(low, high, margin) == verdict
 
 
 def test_wrong_questions_are_refused() -> None:
@@ -184,7 +221,7 @@ def test_wrong_questions_are_refused() -> None:
             lambda: map_difference_interval(first, replace(first, tious=(0.3, 0.6)), 0.3, rng),
             "different tIoU",
         ),
-        (lambda: noninferiority(map_interval(first, 0.5, rng, 10), 0.0), "margin is 0.0"),
+        (lambda: class_difference_intervals(first, matched(4, 8), 0.5, rng), "different ground truths"),
     ]
     for question, message in cases:
         with pytest.raises(MetricError, match=message):
