@@ -61,7 +61,7 @@ def _round(
     metrics = []
     for tiou in (*tious, "average") if len(tious) > 1 else tious:
         scores = {block: one.at(tiou) for block, one in quality.items()}
-        best = min(scores, key=lambda block: (-scores[block], -quality[block].average_map, block))
+        best = min(scores, key=lambda b: (-scores[b], -quality[b].average_map, b != went, b))
         lead = None
         if best != went:
             rng = np.random.default_rng(np.random.SeedSequence((experiment.seed, _DRAWS, decision.round)))
