@@ -157,7 +157,6 @@ def _depths_table(depths: Sequence[DepthInfo]) -> Table:
                 *(f"{value:.4f}" for value in depth.map.values()),
                 f"{depth.average_map:.4f}",
                 less,
-                f"{depth.block_macs_ratio:.1%}",
                 f"{depth.macs_ratio:.1%}",
                 f"{depth.params_ratio:.1%}",
                 f"{depth.latency_ratio:.1%}",

@@ -57,14 +57,14 @@ def _round(one: ReplayedRound) -> str:
         table.add_row(metric.metric, str(metric.block), _lead(metric.lead), tau)
     stream = io.StringIO()
     Console(file=stream, width=_WIDTH, color_system=None).print(table)
-    lines = [line.rstrip() for line in stream.getvalue().strip("\n").splitlines()]
+    shown = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
     head = f"round {one.round}: block {one.dropped_block} went, of {one.candidates} candidates"
     if one.stopped:
         blocks = ", ".join(map(str, one.stopped))
         head += f"; racing had stopped blocks {blocks}, which no metric can choose any more"
     others = sorted({metric.block for metric in one.metrics} - {one.dropped_block})
     told = f"another block would have gone: {', '.join(map(str, others))}" if others else "no other block"
-    return "\n".join([head, "", *lines, "", f"round {one.round}: {told}"])
+    return "\n".join([head, "", shown, "", f"round {one.round}: {told}"])
 
 
 def _lead(lead: MapInterval | None) -> str:
