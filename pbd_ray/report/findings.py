@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -110,8 +110,9 @@ def comparison_info(
     theirs, ours = (match_detections(truth, rows, rules.tious) for rows in (teacher, student))
     quality = {"teacher": mean_ap_of(theirs), "student": mean_ap_of(ours)}
     tious = []
-    for tiou in (*rules.tious, "average"):
-        found = map_difference_interval(ours, theirs, tiou, draws(), *sizes)  # type: ignore[arg-type]
+    thresholds: tuple[float | Literal["average"], ...] = (*rules.tious, "average")
+    for tiou in thresholds:
+        found = map_difference_interval(ours, theirs, tiou, draws(), *sizes)
         values = {who: one.at(tiou) for who, one in quality.items()}
         name = "average" if tiou == "average" else f"{tiou:g}"
         tious.append(TiouInfo(name, **values, low=found.low, high=found.high))

@@ -17,7 +17,7 @@ from pbd_ray.report.svg import OUTCOMES as OUTCOME_COLORS
 
 
 def draw_candidates(
-    axes: Any, candidates: Sequence[CandidateInfo], undropped: float | None, name: str
+    axes: Any, candidates: Sequence[CandidateInfo], undropped: float | None, name: str, higher_is_better: bool
 ) -> None:
     """Score of every candidate, best on top; the bar is the interval of its distance from the chosen one.
 
@@ -28,9 +28,11 @@ def draw_candidates(
         if candidate.score is None:
             continue
         color = ACCENT if candidate is chosen else MUTED
-        if candidate.behind is not None and None not in (candidate.low, candidate.high):
+        behind, low, high = candidate.behind, candidate.low, candidate.high
+        if behind is not None and low is not None and high is not None:
             # Scores of raced candidates are of fewer videos: the distance is put on the candidate's own.
-            ends = [candidate.score - (bound - candidate.behind) for bound in (candidate.low, candidate.high)]
+            sign = -1 if higher_is_better else 1
+            ends = [candidate.score + sign * (bound - behind) for bound in (low, high)]
             axes.plot(ends, (row, row), color=color, linewidth=2, solid_capstyle="butt")
         face = "none" if candidate.stopped else color
         axes.plot(candidate.score, row, "o", markersize=6, markerfacecolor=face, color=color)
@@ -116,16 +118,18 @@ def draw_pairs(axes: Any, pairs: Mapping[str, tuple[float, float]], name: str) -
     """Two bars a group, the teacher's and the student's value."""
     places = np.arange(len(pairs))
     for index, (who, color) in enumerate((("teacher", SECOND), ("student", ACCENT))):
-        values = [pair[index] for pair in pairs.values()]
-        axes.bar(places + (index - 0.5) * 0.38, values, width=0.36, color=color, label=who)
+        heights = [pair[index] for pair in pairs.values()]
+        axes.bar(places + (index - 0.5) * 0.38, heights, width=0.36, color=color, label=who)
     axes.set_xticks(places, list(pairs), fontsize="small")
     axes.set_ylabel(name)
     axes.grid(axis="x", visible=False)
-    top = max((value for pair in pairs.values() for value in pair), default=0.0)
-    bottom = min((0.0, *(value for pair in pairs.values() for value in pair)))
-    axes.set_ylim(
-        1.1 * bottom, max(1.2 * top, 1.0)
-    )  # without the floor, nothing missed would be drawn as noise
+    values = [value for pair in pairs.values() for value in pair]
+    bottom, top = min(values, default=0.0), max(values, default=0.0)
+    if bottom == top == 0:
+        axes.text(0.5, 0.5, "0 everywhere", transform=axes.transAxes, ha="center", va="center")
+        axes.set_ylim(0, 1)
+        return
+    axes.set_ylim(min(0.0, 1.1 * bottom), 1.2 * max(0.0, top))
     axes.legend(loc="best")
 
 

@@ -25,6 +25,7 @@ def candidates_part(evidence: Evidence) -> Part | None:
             candidates=candidates,
             undropped=entry["undropped_score"],
             name=AXIS[entry["criterion"]],
+            higher_is_better=entry["criterion"] == "map",
         )
         caption = f"Round {number}: of {len(candidates)} candidates block {candidates[0].block} went."
         told = (f"block {one.block} {_score(one)}" for one in candidates)

@@ -28,7 +28,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", ACCENT: 
 _VARIABLES |= {color: f"series-{index}" for index, color in enumerate(SERIES)}
 _VARIABLES |= {color: f"outcome-{index}" for index, color in enumerate(OUTCOMES)}
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
     "axes.grid": True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -59,20 +60,15 @@ def _round(
     own = {score.block: score.score for score in decision.scores}
     rules, went = experiment.evaluation, decision.dropped_block
     metrics = []
-    for tiou in (*tious, "average") if len(tious) > 1 else tious:
+    thresholds: tuple[float | Literal["average"], ...] = (*tious, "average") if len(tious) > 1 else (*tious,)
+    for tiou in thresholds:
         scores = {block: one.at(tiou) for block, one in quality.items()}
         best = min(scores, key=lambda b: (-scores[b], -quality[b].average_map, b != went, b))
         lead = None
         if best != went:
             rng = np.random.default_rng(np.random.SeedSequence((experiment.seed, _DRAWS, decision.round)))
-            lead = map_difference_interval(
-                arms[best],
-                arms[went],
-                tiou,
-                rng,
-                rules.bootstrap_replicates,
-                rules.confidence,  # type: ignore[arg-type]
-            )
+            sizes = (rules.bootstrap_replicates, rules.confidence)
+            lead = map_difference_interval(arms[best], arms[went], tiou, rng, *sizes)
         tau = kendall_tau([own[block] for block in scores], list(scores.values()))
         name = "average mAP" if tiou == "average" else f"mAP@{tiou:g}"
         metrics.append(ReplayedMetric(name, best, lead, tau))
