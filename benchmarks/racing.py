@@ -108,10 +108,11 @@ def replays(run_dir: str, seeds: Sequence[int]) -> Iterator[Race]:
     fit = load_split(recipe, print).fit
     videos = scoring_videos(fit, scoring.video_fraction, recipe.experiment.seed)
     number = 1
-    while (folder := ledger.round(number)).read_plan("scores") is not None:
-        table = folder.read_slices("scores")
-        for seed in seeds:
-            yield replay(recipe.experiment, videos, number, table, seed)
+    while (folder := ledger.round(number)).begun():
+        if folder.read_plan("scores") is not None:  # not that of a runner-up, which has no sweep of its own
+            table = folder.read_slices("scores")
+            for seed in seeds:
+                yield replay(recipe.experiment, videos, number, table, seed)
         number += 1
 
 

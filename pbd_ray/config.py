@@ -401,16 +401,40 @@ class AlignmentConfig(Section):
         return self
 
 
+class GuardrailsConfig(Section):
+    """What a student may not lose even where its mAP holds: judged on the selection videos against the
+    teacher, with intervals (`metrics/guards.py`)."""
+
+    max_class_loss: Positive | None = None
+    """How much of its AP at `evaluation.headline_tiou` a class may lose."""
+    max_false_negative_rise: Positive | None = None
+    """How much the share of missed instances may rise in a DETAD bucket (coverage, length, number)."""
+    detad: Literal["thumos14", "activitynet"] = "thumos14"
+    """Whose buckets and thresholds."""
+
+
 class StoppingConfig(Section):
-    """When to stop dropping. The first rule met ends the run."""
+    """When to stop dropping, and which rounds do not stand. The first rule met ends the run."""
 
     max_drops: int | None = None
     """None: depth / 4, the paper's rule."""
     target_macs_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     target_latency_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     tolerance: NonNegative | None = None
-    """Stop after a round whose selection mAP is more than this below the teacher's, by a
-    non-inferiority test on selection videos (paper: the student no longer recovers)."""
+    """A round whose headline mAP on selection videos is more than this below the teacher's, by a
+    non-inferiority test, is rolled back: `inferior` alone does that, `undecided` goes on (paper: the student
+    no longer recovers)."""
+    guardrails: GuardrailsConfig = GuardrailsConfig()
+    """A round that breaks one is rolled back as well."""
+    runner_ups: Annotated[int, Field(ge=0)] = 1
+    """After a roll-back, how many other candidates of the same scores are tried before the run stops."""
+
+    @property
+    def judges(self) -> bool:
+        """Whether rounds are judged on the selection videos, and may be rolled back."""
+        rails = self.guardrails
+        limits = (self.tolerance, rails.max_class_loss, rails.max_false_negative_rise)
+        return any(limit is not None for limit in limits)
 
 
 class EvaluationConfig(Section):

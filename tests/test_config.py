@@ -165,6 +165,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "experiment.evaluation.tious": (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
         "experiment.evaluation.headline_tiou": "average",
         "experiment.evaluation.noninferiority_margin": 0.005,
+        "experiment.stopping.guardrails.detad": "activitynet",
     },
 }
 COMMON = {
@@ -266,6 +267,10 @@ def test_demo_needs_nothing_from_outside() -> None:
         ("stopping.max_drops=0", "experiment.max_drops", 0),
         ("stopping.max_drops=null", "experiment.max_drops", 2),
         ("stopping.tolerance=0.02", "experiment.stopping.tolerance", 0.02),
+        ("stopping.tolerance=0", "experiment.stopping.judges", True),
+        ("stopping.guardrails.max_class_loss=0.1", "experiment.stopping.judges", True),
+        ("stopping.guardrails.max_false_negative_rise=0.1", "experiment.stopping.judges", True),
+        ("stopping.guardrails.detad=activitynet", "experiment.stopping.judges", False),
     ],
 )
 def test_override(small: str, override: str, key: str, value: Any) -> None:
@@ -309,6 +314,11 @@ def test_override_reaches_a_section_the_file_leaves_out(tmp_path: Path) -> None:
             "experiment.alignment: learning_rates has a value twice",
         ),
         ("stopping.max_drops=8", "experiment: stopping.max_drops 8 must leave a block of 8"),
+        ("stopping.runner_ups=-1", "experiment.stopping.runner_ups: Input should be greater than or equal"),
+        (
+            "stopping.guardrails.max_class_loss=0",
+            "experiment.stopping.guardrails.max_class_loss: Input should be greater than 0, got 0",
+        ),
         ("detector.grid.crop_pixels=33", "grid.crop_pixels 33 is not a multiple of backbone.patch_pixels 8"),
         ("detector.grid.window_frames=100", "grid.window_frames 100 is not a multiple"),
         (

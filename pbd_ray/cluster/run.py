@@ -41,6 +41,7 @@ from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.owner import Owner, owned
 from pbd_ray.search.rate_search import grid_of
 from pbd_ray.search.slices import plan_slices
+from pbd_ray.search.standing import standing
 from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Steps, Summary, SweepTask, Work
 from pbd_ray.search.storage import Storage
 from pbd_ray.search.summary import summary_to_json
@@ -238,5 +239,6 @@ def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:
     ledger.storage.write_table("frontier.parquet", frontier_table(depths))
     ledger.storage.write("frontier.png", draw_frontier(depths, headline))
     print(rounds_text(depths, headline), flush=True)
-    for name in (REPORT, "summary.json", "frontier.png", f"rounds/{len(summary.rounds):02d}/model"):
+    last = standing((summary.teacher, *summary.rounds))[-1]
+    for name in (REPORT, "summary.json", "frontier.png", ledger.round(last.round).bundle):
         say(f"{ledger.storage.uri(name)}")

@@ -45,7 +45,7 @@ class CandidateScore:
     stopped: bool = False
     """Racing ended it after `videos` videos, worse than another beyond doubt: it cannot be chosen."""
     behind: float | None = None
-    """How much worse than the chosen block on the same videos, in the criterion's units."""
+    """How much worse than the block these scores choose on the same videos, in the criterion's units."""
     behind_low: float | None = None
     behind_high: float | None = None
     """Paired bootstrap interval of `behind` over videos, at `evaluation.confidence`: for more videos like

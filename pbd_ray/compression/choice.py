@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pbd_ray.compression.blocks import UNDROPPED
@@ -22,13 +22,18 @@ class Choice:
     """Other blocks whose score is within `scoring.delta` of the chosen one's: ties for all that is known."""
 
 
-def choose_block(scores: Sequence[CandidateScore], scoring: ScoringConfig) -> Choice:
+def choose_block(
+    scores: Sequence[CandidateScore], scoring: ScoringConfig, without: Collection[int] = ()
+) -> Choice:
     """The candidate that hurts least, among those scored to the end (design, section 2, scoring criteria).
+
+    Args:
+        without: candidates that may not be chosen; one must be left.
 
     Ties: for map the better average mAP, then the lower train loss where it was measured (where mAP
     saturates, and where it is 0 for all candidates); then, for every criterion, the lower index.
     """
-    candidates = _finalists(scores)
+    candidates = finalists(scores, without)
     best = min(candidates, key=lambda score: _preference(score, scoring))
     first = _preference(best, scoring)[0]
     tied = [score for score in candidates if _preference(score, scoring)[0] == first]
@@ -44,14 +49,16 @@ def tied_on_map(scores: Sequence[CandidateScore], scoring: ScoringConfig) -> tup
     """
     if scoring.criterion != "map":
         return ()
-    candidates = _finalists(scores)
+    candidates = finalists(scores)
     leader = min(_preference(score, scoring)[:2] for score in candidates)
     tied = tuple(score.block for score in candidates if _preference(score, scoring)[:2] == leader)
     return tied if len(tied) > 1 else ()
 
 
-def _finalists(scores: Sequence[CandidateScore]) -> list[CandidateScore]:
-    return [score for score in scores if score.block != UNDROPPED and not score.stopped]
+def finalists(scores: Sequence[CandidateScore], without: Collection[int] = ()) -> tuple[CandidateScore, ...]:
+    """Candidates that can be chosen: scored to the end, not stopped by racing."""
+    never = {UNDROPPED, *without}
+    return tuple(score for score in scores if score.block not in never and not score.stopped)
 
 
 def _preference(score: CandidateScore, scoring: ScoringConfig) -> tuple[float, float, float, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,8 @@ class CandidateInfo:
     block: int
     score: float | None
     behind: float | None
-    """How much worse than the dropped block on the same videos, with its interval."""
+    """How much worse than the block that went (after a roll-back: than the first that was tried) on the same
+    videos, with its interval."""
     low: float | None
     high: float | None
     videos: int
@@ -67,7 +68,7 @@ def candidates_info(entry: Mapping[str, Any]) -> tuple[CandidateInfo, ...]:
 
 
 def explain_text(summary: Mapping[str, Any], round: int) -> str:
-    """All that decided a round, and what the drop cost and saved, as plain text.
+    """All that decided a round and whether it stands, and what the drop cost and saved, as plain text.
 
     Raises:
         UserError: the summary has no such round.
@@ -78,47 +79,84 @@ def explain_text(summary: Mapping[str, Any], round: int) -> str:
         raise UserError(f"round {round} is not among the committed rounds: {there}")
     entry, teacher = entries[round], summary["teacher"]
     criterion, candidates = entry["criterion"], candidates_info(entry)
+    stood = [earlier for earlier in entries.values() if earlier["round"] < round and earlier["standing"]]
+    before = stood[-1] if stood else teacher
+    # Rolled back since: each took another block from the same model, by the same scores.
+    tried = {entries[number]["dropped_block"]: number for number in range(before.get("round", 0) + 1, round)}
     lines = [
         f"round {round}: block {entry['dropped_block']} went, {_numbers(entry['kept_blocks'])} stay",
+        _standing(entry),
         f"criterion {criterion}: {MEANING[criterion]}",
     ]
     if candidates:
-        lines += ["", _scores(candidates), "", *_choice(entry, candidates)]
+        lines += ["", _scores(candidates, tried), "", *_choice(entry, candidates, tried)]
     rate = "nothing was trained" if entry["lr"] is None else f"{entry['lr']:.3g}, epoch {entry['epoch']}"
     lines += ["", f"learning rate chosen: {rate}"]
-    lines += ["", _costs(teacher, entries.get(round - 1, teacher), entry), ""]
+    lines += ["", _costs(teacher, before, entry), ""]
     for subset, name in (("test", "interval"), ("selection", "selection_interval")):
         if entry[name] is not None:
             lines.append(f"headline mAP less the teacher's on {subset} videos: {_interval(entry[name])}")
+    if entry["guards"]:
+        lines += ["", _guards(entry["guards"]), ""]
     seconds = [f"{stage} {value:.1f}" for stage, value in entry["seconds"].items()]
     return "\n".join([*lines, f"seconds: {', '.join(seconds) or 'none measured'}"])
 
 
-def _scores(candidates: tuple[CandidateInfo, ...]) -> str:
+def _standing(entry: Mapping[str, Any]) -> str:
+    if not entry["standing"]:
+        return f"rolled back: {entry['rolled_back']}"
+    return "stands, undecided on selection videos" if entry["undecided"] else "stands"
+
+
+def _scores(candidates: tuple[CandidateInfo, ...], tried: Mapping[int, int]) -> str:
+    def fate(candidate: CandidateInfo) -> str:
+        if candidate.block in tried:
+            return f"rolled back in round {tried[candidate.block]}"
+        return "stopped by racing" if candidate.stopped else ""
+
     rows = [
         [
             str(candidate.block),
             _score(candidate.score),
             _behind(candidate),
             str(candidate.videos),
-            "went" if index == 0 else "stopped by racing" if candidate.stopped else "",
+            "went" if index == 0 else fate(candidate),
         ]
         for index, candidate in enumerate(candidates)
     ]
     return _table(["block", "score", "behind (interval)", "videos", ""], rows)
 
 
-def _choice(entry: Mapping[str, Any], candidates: tuple[CandidateInfo, ...]) -> list[str]:
+def _choice(
+    entry: Mapping[str, Any], candidates: tuple[CandidateInfo, ...], tried: Mapping[int, int]
+) -> list[str]:
     lines = [f"the student before, nothing removed: {_score(entry['undropped_score'])}"]
     lines.append(f"tie: {entry['tie'] or 'none'}")
     if entry["near"]:
         lines.append(f"within scoring.delta of the one that went: {_numbers(entry['near'])}")
-    if len(candidates) > 1:
-        second = candidates[1]
+    if tried:
+        first = next(iter(tried))
+        lines.append(f"chosen without {_numbers([*tried])}; behind is counted from {first}, the first choice")
+    others = [candidate for candidate in candidates[1:] if candidate.block not in tried]
+    if others:
+        second = others[0]
         lines.append(
             f"runner-up: block {second.block}, score {_score(second.score)}, behind {_behind(second)}"
         )
     return lines
+
+
+def _guards(guards: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            f"{'AP of' if guard['what'] == 'class_loss' else 'share missed of'} {guard['name']}",
+            f"{guard['difference']:+.4f} [{guard['low']:+.4f}, {guard['high']:+.4f}]",
+            f"{guard['limit']:g}",
+            guard["verdict"],
+        ]
+        for guard in guards
+    ]
+    return _table(["", "less the teacher's, selection videos", "limit", "verdict"], rows)
 
 
 def _costs(teacher: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

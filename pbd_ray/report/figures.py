@@ -10,15 +10,16 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
-from pbd_ray.report.rounds import DepthInfo
+from pbd_ray.report.rounds import DepthInfo, frontier
 
 
 def draw_frontier(depths: Sequence[DepthInfo], headline: str) -> bytes:
-    """Accuracy against cost, one point a depth; PNG.
+    """Accuracy against cost, one point a depth that stands; PNG.
 
     Left against MACs, right against measured latency, both as a share of the teacher's; bars are the
     interval of the difference to the teacher, put on the teacher's mAP.
     """
+    depths = frontier(depths)
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     teacher = depths[0].headline_map

@@ -17,9 +17,13 @@ _WIDTH = 220
 
 @dataclass(frozen=True)
 class DepthInfo:
-    """One committed depth beside the teacher; ratios are of the teacher's value."""
+    """The model of one committed round beside the teacher; ratios are of the teacher's value."""
 
     label: str
+    standing: bool
+    """False: the round was rolled back, and no later model comes from it."""
+    undecided: bool
+    """It stands, but the selection videos could not tell whether all holds that the recipe asks of it."""
     dropped_block: int | None
     blocks: int
     learning_rate: float | None
@@ -52,8 +56,14 @@ def headline_name(tiou: float | str) -> str:
     return "average mAP" if tiou == "average" else f"mAP@{tiou:g}"
 
 
+def frontier(depths: Sequence[DepthInfo]) -> tuple[DepthInfo, ...]:
+    """The depths that a run offers: without rounds that were rolled back."""
+    return tuple(depth for depth in depths if depth.standing)
+
+
 def frontier_table(depths: Sequence[DepthInfo]) -> pa.Table:
-    """`frontier.parquet`: what each depth costs and reaches."""
+    """`frontier.parquet`: what each depth that stands costs and reaches."""
+    depths = frontier(depths)
     return pa.table(
         {
             "blocks": pa.array([depth.blocks for depth in depths], pa.int32()),
@@ -76,7 +86,7 @@ def rounds_text(depths: Sequence[DepthInfo], headline: str) -> str:
     table = Table(box=box.SIMPLE, pad_edge=False)
     tious = list(depths[0].map)
     columns = ["round", "dropped", "blocks", "lr", *(f"@{tiou}" for tiou in tious), "average"]
-    columns += [f"{headline} - teacher (interval)", "block MACs", "G MACs", "M params", "ms/window"]
+    columns += [f"{headline} - teacher (interval)", "block MACs", "G MACs", "M params", "ms/window", ""]
     for column in columns:
         table.add_column(column, justify="left" if column == "round" else "right", no_wrap=True)
     for depth in depths:
@@ -92,6 +102,7 @@ def rounds_text(depths: Sequence[DepthInfo], headline: str) -> str:
             f"{depth.macs / 1e9:.4g} ({depth.macs_ratio:.1%})",
             f"{depth.params / 1e6:.4g} ({depth.params_ratio:.1%})",
             f"{depth.latency_ms:.4g} ({depth.latency_ratio:.1%})",
+            "undecided" if depth.undecided else "" if depth.standing else "rolled back",
         )
     stream = io.StringIO()
     Console(file=stream, width=_WIDTH, color_system=None).print(table)
@@ -102,6 +113,8 @@ def _depth(entry: Mapping[str, Any], teacher: Mapping[str, Any]) -> DepthInfo:
     interval = entry.get("interval") or {}
     return DepthInfo(
         label="teacher" if entry is teacher else str(entry["round"]),
+        standing=entry is teacher or entry["standing"],
+        undecided=entry is not teacher and entry["undecided"],
         dropped_block=entry.get("dropped_block"),
         blocks=len(entry["kept_blocks"]),
         learning_rate=entry.get("lr"),

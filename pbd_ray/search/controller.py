@@ -6,8 +6,9 @@ expensive work comes in as plain callables (`Steps`), so the loop is the same in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from pbd_ray.compression.choice import finalists
 from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.quarantine import NOTHING
@@ -16,6 +17,7 @@ from pbd_ray.search.environment import current_environment
 from pbd_ray.search.hashing import weights_hash
 from pbd_ray.search.ledger import Ledger, LedgerError, quarantine_hash
 from pbd_ray.search.stages import FromBundle, Stages, ToBundle
+from pbd_ray.search.standing import doubt, rolled_back, standing, tried
 from pbd_ray.search.state import (
     TEACHER_ROUND,
     AlignTask,
@@ -70,22 +72,24 @@ def compress(
     while (reason := _stop_reason(recipe, records)) is None:
         _write_summary(ledger, records, None)
         publish()
-        records.append(_round(stages, original, records[-1]))
+        records.append(_round(stages, original, records))
     report(f"stop: {reason}")
     summary = _write_summary(ledger, records, reason)
     publish()
     return summary
 
 
-def _round(stages: Stages, teacher: Model, before: RoundRecord) -> RoundRecord:
+def _round(stages: Stages, teacher: Model, records: Sequence[RoundRecord]) -> RoundRecord:
+    """Take a block from the last model that stands, and commit what comes of it, whether it stands or not."""
+    before, parent = records[-1], standing(records)[-1]
     ledger, number = stages.ledger, before.round + 1
     folder = ledger.round(number)
     if not folder.begun():
         ledger.discard_scratch()  # of a round whose driver died right after the commit
-    parent = stages.model(ledger.round(before.round))
-    decision = stages.decide(folder, parent, teacher)
-    student = without_block(parent, decision.dropped_block)
-    task = AlignTask(number, student, teacher, before.result, before.learning_rate)
+    model = stages.model(ledger.round(parent.round))
+    decision = stages.decide(folder, model, teacher, tried(records))
+    student = without_block(model, decision.dropped_block)
+    task = AlignTask(number, student, teacher, before.result, parent.learning_rate)
     aligned = stages.align(folder, decision, task)
     return _commit(stages, number, aligned)
 
@@ -101,6 +105,10 @@ def _commit(stages: Stages, number: int, model: Model) -> RoundRecord:
         f"{label(number)}: committed, mAP {evaluation.headline_map:.4f}, {evaluation.macs / 1e9:.4g} G MACs, "
         f"result {record.result[:12]}"
     )
+    if reason := rolled_back(evaluation):
+        stages.report(f"{label(number)}: rolled back, {reason}")
+    elif reason := doubt(evaluation):
+        stages.report(f"{label(number)}: stands, {reason}")
     return record
 
 
@@ -123,16 +131,19 @@ def _open_teacher(stages: Stages, files: Mapping[str, bytes] | None) -> Model:
     return teacher
 
 
-def _stop_reason(recipe: Recipe, records: list[RoundRecord]) -> str | None:
-    teacher, last = records[0], records[-1]
-    standing = Standing(
-        drops=len(records) - 1,
+def _stop_reason(recipe: Recipe, records: Sequence[RoundRecord]) -> str | None:
+    stood, given_up = standing(records), tried(records)
+    teacher, last = stood[0], stood[-1]
+    blocks = tuple(decision.dropped_block for decision in given_up)
+    status = Standing(
+        drops=len(stood) - 1,
         kept=len(last.evaluation.kept_blocks),
         macs_ratio=last.evaluation.macs / teacher.evaluation.macs,
         latency_ratio=last.measured["latency"][LATENCY] / teacher.measured["latency"][LATENCY],
-        recovery=last.evaluation.selection_interval,
+        rolled_back=blocks,
+        untried=len(finalists(given_up[-1].scores, blocks)) if given_up else 0,
     )
-    return stop_reason(standing, recipe.experiment.stopping, recipe.experiment.max_drops)
+    return stop_reason(status, recipe.experiment.stopping, recipe.experiment.max_drops)
 
 
 def _write_summary(ledger: Ledger, records: list[RoundRecord], reason: str | None) -> Summary:
@@ -147,7 +158,7 @@ def _write_summary(ledger: Ledger, records: list[RoundRecord], reason: str | Non
 
 def _require_videos(recipe: Recipe, split: Split) -> None:
     needed = {"fit": split.fit, "test": split.test}
-    if recipe.experiment.stopping.tolerance is not None:
+    if recipe.experiment.stopping.judges:
         needed["selection"] = split.selection
     for subset, part in needed.items():
         if not part.videos:

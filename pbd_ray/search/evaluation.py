@@ -6,12 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pbd_ray.config import EvaluationConfig
+from pbd_ray.config import EvaluationConfig, GuardrailsConfig
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Annotations
 from pbd_ray.data.video_classes import named, scored_against
-from pbd_ray.metrics.intervals import MapInterval, map_difference_interval, map_interval
+from pbd_ray.metrics.detad import missed_instances
+from pbd_ray.metrics.detad_rules import BUILT_IN
+from pbd_ray.metrics.guards import Guard, class_loss_guards, false_negative_guards
+from pbd_ray.metrics.intervals import MapInterval, map_difference_interval, map_interval, noninferiority
 from pbd_ray.metrics.mean_ap import Matches, match_detections, mean_ap_of, prepare_ground_truth
-from pbd_ray.search.state import UNDROPPED, Cost, Evaluation, Interval, Model, Verdict
+from pbd_ray.search.state import UNDROPPED, Cost, Evaluation, Interval, Model
 
 _BOOTSTRAP = 0xB007
 """Keeps the bootstrap's draws apart from others made with the recipe's seed."""
@@ -60,9 +63,10 @@ def evaluate(
 
 def headline_interval(videos: Annotations, rows: pa.Table, rules: EvaluationConfig, seed: int) -> MapInterval:
     """Interval of one model's headline mAP, by a bootstrap over videos."""
-    rng = np.random.default_rng(np.random.SeedSequence((seed, _BOOTSTRAP)))
     matches = _matches(videos, rows, _headline(rules))
-    return map_interval(matches, rules.headline_tiou, rng, rules.bootstrap_replicates, rules.confidence)
+    return map_interval(
+        matches, rules.headline_tiou, _draws(seed), rules.bootstrap_replicates, rules.confidence
+    )
 
 
 def interval_between(
@@ -78,9 +82,8 @@ def interval_between(
     Every call with one seed and set of videos draws the same replicates, so rounds compare.
     """
     student, teacher = (_matches(videos, arm, _headline(rules)) for arm in (rows, teacher_rows))
-    rng = np.random.default_rng(np.random.SeedSequence((seed, _BOOTSTRAP)))
     found = map_difference_interval(
-        student, teacher, rules.headline_tiou, rng, rules.bootstrap_replicates, rules.confidence
+        student, teacher, rules.headline_tiou, _draws(seed), rules.bootstrap_replicates, rules.confidence
     )
     return Interval(
         difference=found.value,
@@ -89,16 +92,42 @@ def interval_between(
         confidence=found.confidence,
         videos=found.videos,
         unreliable=found.unreliable,
+        dropped_classes=found.dropped_classes,
         margin=margin,
-        verdict=_verdict(found.low, found.high, margin),
+        verdict=noninferiority(found.low, found.high, margin),
     )
 
 
-def _verdict(low: float, high: float, margin: float) -> Verdict:
-    # As metrics.intervals.noninferiority, but a margin of 0 is allowed, and met by an equal student.
-    if low >= -margin:
-        return "holds"
-    return "inferior" if high < -margin else "undecided"
+def guards_between(
+    videos: Annotations,
+    rows: pa.Table,
+    teacher_rows: pa.Table,
+    rules: EvaluationConfig,
+    guardrails: GuardrailsConfig,
+    seed: int,
+) -> tuple[Guard, ...]:
+    """The guards that the recipe asks for, on the replicates of `interval_between`."""
+    guards: list[Guard] = []
+    draws = rules.bootstrap_replicates, rules.confidence
+    truth = scored_against(videos)
+    limit = guardrails.max_class_loss
+    if limit is not None:
+        student, teacher = (_matches(videos, arm, _headline(rules)) for arm in (rows, teacher_rows))
+        guards += class_loss_guards(
+            student, teacher, rules.headline_tiou, truth.classes, limit, _draws(seed), *draws
+        )
+    limit = guardrails.max_false_negative_rise
+    if limit is not None:
+        ours, theirs = (
+            missed_instances(truth, named(videos, detections_of(arm)), BUILT_IN[guardrails.detad])
+            for arm in (rows, teacher_rows)
+        )
+        guards += false_negative_guards(ours, theirs, limit, _draws(seed), *draws)
+    return tuple(guards)
+
+
+def _draws(seed: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence((seed, _BOOTSTRAP)))
 
 
 def _headline(rules: EvaluationConfig) -> tuple[float, ...]:

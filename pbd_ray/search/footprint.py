@@ -1,7 +1,7 @@
 """How much a run writes at most, from the shapes of its detector.
 
 With P the bytes of the detector's tensors, T those of the tensors that fine-tuning trains, L learning rates,
-R rounds, V videos, n blocks, and `max_detections` M of a video:
+R rounds (with all that could be rolled back), V videos, n blocks, and `max_detections` M of a video:
 
 - bundles: the teacher's and one a round, (R + 1) P;
 - checkpoints: a run keeps one, and two while it replaces it. One holds the trained tensors five times
@@ -9,7 +9,7 @@ R rounds, V videos, n blocks, and `max_detections` M of a video:
   their round is committed, so one round counts;
 - a name and a shape beside every tensor, at most TENSOR_BYTES;
 - tables: a row is a detection of at most ROW_BYTES. Scoring writes M rows a video for each candidate and the
-  undropped student, evaluations M rows a video.
+  undropped student, once for every block that is dropped; evaluations M rows a video.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pbd_ray.compression.lora import prepare_student
 from pbd_ray.config import AlignmentConfig, Experiment
 from pbd_ray.data.annotations import Split
 from pbd_ray.detector.detector import Detector
+from pbd_ray.search.stopping import most_rounds
 
 ROW_BYTES = 48
 """Start, end and score as float64, label and candidate as int32, and what Parquet adds; a video's name is
@@ -52,8 +53,8 @@ def compression_footprint(experiment: Experiment, split: Split) -> Footprint:
     grids = [checkpoint_bytes(experiment, experiment.alignment, classes)]
     if experiment.teacher.source == "train":
         grids.append(teacher_checkpoint_bytes(experiment, classes))
-    rounds, blocks = experiment.max_drops, experiment.detector.backbone.depth
-    scored = rounds * len(split.fit.videos) * (blocks + 1)
+    rounds, blocks = most_rounds(experiment), experiment.detector.backbone.depth
+    scored = experiment.max_drops * len(split.fit.videos) * (blocks + 1)
     evaluated = (rounds + 1) * (len(split.test.videos) + len(split.selection.videos))
     rows = experiment.detector.postprocess.max_detections * (scored + evaluated)
     return Footprint((rounds + 1) * bundle_bytes(experiment, classes), max(grids), rows * ROW_BYTES)

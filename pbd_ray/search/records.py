@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pbd_ray.search.state import CandidateScore, Decision, Evaluation, Interval, Slice, SweepTask
+from pbd_ray.search.state import CandidateScore, Decision, Evaluation, Guard, Interval, Slice, SweepTask
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -87,8 +87,9 @@ def evaluation_from_json(value: Mapping[str, Any]) -> Evaluation:
     keys = ("interval", "selection_interval")
     intervals = {key: None if value[key] is None else Interval(**value[key]) for key in keys}
     by_tiou = {float(tiou): score for tiou, score in value["map"].items()}
-    kept = tuple(value["kept_blocks"])
-    return Evaluation(**(dict(value) | intervals | {"map": by_tiou, "kept_blocks": kept}))
+    kept, guards = tuple(value["kept_blocks"]), tuple(Guard(**guard) for guard in value["guards"])
+    computed = {"map": by_tiou, "kept_blocks": kept, "guards": guards}
+    return Evaluation(**(dict(value) | intervals | computed))
 
 
 def map_to_json(by_tiou: Mapping[float, float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from pbd_ray.compression.candidates import SweepRows, candidate_scores, compared
 from pbd_ray.compression.choice import choose_block, tied_on_map
 from pbd_ray.config import Recipe, ScoringConfig
 from pbd_ray.data.annotations import Annotations, Split
-from pbd_ray.search.evaluation import evaluate, interval_between
+from pbd_ray.search.evaluation import evaluate, guards_between, interval_between
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.round_folder import RoundFolder
 from pbd_ray.search.slices import scoring_videos
@@ -26,6 +26,7 @@ from pbd_ray.search.state import (
     Criterion,
     Decision,
     Evaluation,
+    Guard,
     Interval,
     Model,
     Steps,
@@ -54,8 +55,15 @@ class Stages:
     cost: Callable[[Model], Cost]
     report: Report
 
-    def decide(self, folder: RoundFolder, student: Model, teacher: Model) -> Decision:
-        """Score the removal of every block of the student and choose the one that goes."""
+    def decide(
+        self, folder: RoundFolder, student: Model, teacher: Model, tried: Sequence[Decision]
+    ) -> Decision:
+        """Score the removal of every block of the student and choose the one that goes.
+
+        Args:
+            tried: what was decided of this student before and rolled back; then the runner-up of those scores
+                goes.
+        """
         stored = folder.read_decision()
         if stored is not None:
             return stored
@@ -65,13 +73,19 @@ class Stages:
             kept = without_block(student, block).kept_blocks
             decision = Decision(folder.round, "given", block, kept, (), None)
         else:
-            choice, scores = self._choose(folder, student, teacher)
+            if tried:
+                scores = tried[-1].scores
+                choice = choose_block(scores, scoring, without=[one.dropped_block for one in tried])
+            else:
+                choice, scores = self._choose(folder, student, teacher)
             kept = without_block(student, choice.block).kept_blocks
             decision = Decision(
                 folder.round, scoring.criterion, choice.block, kept, scores, choice.tie, choice.near
             )
         folder.write_decision(decision)
-        self.report(f"{label(folder.round)}: drop block {decision.dropped_block}{_why(decision, scoring)}")
+        runner_up = f", the runner-up of {tried[-1].dropped_block}" if tried else ""
+        why = _why(decision, scoring)
+        self.report(f"{label(folder.round)}: drop block {decision.dropped_block}{runner_up}{why}")
         return decision
 
     def _choose(
@@ -125,7 +139,8 @@ class Stages:
         evaluation = evaluate(
             videos, rows, teacher, experiment.evaluation, experiment.seed, model, self.cost(model)
         )
-        evaluation = replace(evaluation, selection_interval=self._recovery(folder, model))
+        interval, guards = self._recovery(folder, model)
+        evaluation = replace(evaluation, selection_interval=interval, guards=guards)
         folder.write_evaluation(evaluation)
         return evaluation
 
@@ -141,18 +156,20 @@ class Stages:
         assert bundle is not None, f"{folder.name} has no bundle"
         return self.from_bundle(bundle, self.ledger.storage.uri(folder.bundle))
 
-    def _recovery(self, folder: RoundFolder, model: Model) -> Interval | None:
-        """The student against the teacher on the selection videos, where `stopping.tolerance` asks for it."""
+    def _recovery(self, folder: RoundFolder, model: Model) -> tuple[Interval | None, tuple[Guard, ...]]:
+        """The student against the teacher on the selection videos, where the stopping rules ask for it."""
         experiment, videos = self.recipe.experiment, self.split.selection
-        margin = experiment.stopping.tolerance
-        if margin is None:
-            return None
+        stopping, seed = experiment.stopping, experiment.seed
+        if not stopping.judges:
+            return None, ()
         task = SweepTask(_name(folder, "selection"), folder.round, model, (), "map", "selection")
         rows = self._sweeper.rows(folder, "selection", task, videos).table
         if folder.round == TEACHER_ROUND:
-            return None
-        teacher = self.ledger.teacher.read_slices("selection")
-        return interval_between(videos, rows, teacher, experiment.evaluation, margin, experiment.seed)
+            return None, ()
+        arms = videos, rows, self.ledger.teacher.read_slices("selection"), experiment.evaluation
+        margin = stopping.tolerance
+        interval = None if margin is None else interval_between(*arms, margin, seed)
+        return interval, guards_between(*arms, stopping.guardrails, seed)
 
     def _scores(
         self,

@@ -15,6 +15,8 @@ import pyarrow as pa
 from pbd_ray.compression.blocks import UNDROPPED, Model, without_block
 from pbd_ray.compression.candidates import CandidateScore, Criterion
 from pbd_ray.compression.choice import Choice
+from pbd_ray.metrics.guards import Guard
+from pbd_ray.metrics.intervals import Verdict
 
 __all__ = [
     "TEACHER_ROUND",
@@ -28,6 +30,7 @@ __all__ = [
     "Decision",
     "Evaluation",
     "Feed",
+    "Guard",
     "Interval",
     "Model",
     "RoundRecord",
@@ -42,7 +45,6 @@ __all__ = [
     "without_block",
 ]
 
-Verdict = Literal["holds", "inferior", "undecided"]
 Subset = Literal["fit", "selection", "test"]
 SweepKind = Literal["scores", "tie", "evaluation", "selection"]
 """Which sweep of a round, and the name of its folder."""
@@ -98,9 +100,10 @@ class AlignTask:
     student: Model
     teacher: Model
     parent_result: str
-    """Result hash of the round before: part of the names of fine-tuning runs, so that none is mistaken."""
+    """Result hash of the round before, whether it stands or not: part of the names of fine-tuning runs, so
+    that none is mistaken."""
     prior: float | None = None
-    """Learning rate that the round before chose."""
+    """Learning rate with which the model that lost the block was aligned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +160,8 @@ class Interval:
     videos: int
     unreliable: bool
     """Too few videos to decide on."""
+    dropped_classes: int
+    """(replicate, class) pairs where the drawn videos held no instance of the class: it left both means."""
     margin: float
     """How much worse than the teacher still counts as recovered; fixed in the recipe beforehand."""
     verdict: Verdict
@@ -179,7 +184,9 @@ class Evaluation:
     interval: Interval | None
     """Against the teacher on the test videos; None for the teacher itself."""
     selection_interval: Interval | None = None
-    """The same on the selection videos; only where the stopping rule asks for it."""
+    """The same on the selection videos; only where `stopping.tolerance` asks for it."""
+    guards: tuple[Guard, ...] = ()
+    """On the selection videos too; only where `stopping.guardrails` asks for them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +211,7 @@ class Summary:
 
     teacher: RoundRecord
     rounds: tuple[RoundRecord, ...]
+    """All that are committed; which of them stand, `search/standing.py` says."""
     stop_reason: str | None
     bit_exact: bool
     """False once the run went on under other versions, threads or processors than it began with."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from pbd_ray.search.records import interval_to_json, map_to_json
+from pbd_ray.search.standing import doubt, rolled_back
 from pbd_ray.search.state import UNDROPPED, RoundRecord, Summary
 from pbd_ray.search.stopping import LATENCY
 
 
 def summary_to_json(summary: Summary) -> dict[str, Any]:
-    """`teacher`, `rounds` (one entry a committed round), `stop_reason` (None until the end), `bit_exact`,
-    `quarantined` (video -> why it is left out)."""
+    """`teacher`, `rounds` (one entry a committed round), `drops` (blocks that went in rounds that stand, in
+    order), `stop_reason` (None until the end), `bit_exact`, `quarantined` (video -> why it is left out)."""
+    rounds = [_round(record) for record in summary.rounds]
     return {
         "teacher": _evaluated(summary.teacher),
-        "rounds": [_round(record) for record in summary.rounds],
+        "rounds": rounds,
+        "drops": [entry["dropped_block"] for entry in rounds if entry["standing"]],
         "stop_reason": summary.stop_reason,
         "bit_exact": summary.bit_exact,
         "quarantined": dict(summary.quarantined),
@@ -26,8 +30,12 @@ def _round(record: RoundRecord) -> dict[str, Any]:
     decision = record.decision
     assert decision is not None, "a round has a decision"
     scores = {score.block: score.score for score in decision.scores}
+    reason = rolled_back(record.evaluation)
     return {
         "round": record.round,
+        "standing": reason is None,
+        "rolled_back": reason,
+        "undecided": doubt(record.evaluation) is not None,
         "dropped_block": decision.dropped_block,
         "criterion": decision.criterion,
         "scores": {str(block): _finite(scores[block]) for block in sorted(scores) if block != UNDROPPED},
@@ -51,6 +59,7 @@ def _round(record: RoundRecord) -> dict[str, Any]:
         **_evaluated(record),
         "interval": interval_to_json(record.evaluation.interval),
         "selection_interval": interval_to_json(record.evaluation.selection_interval),
+        "guards": [asdict(guard) for guard in record.evaluation.guards],
     }
 
 

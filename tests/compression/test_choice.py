@@ -9,7 +9,7 @@ import pytest
 
 from pbd_ray.compression.blocks import UNDROPPED
 from pbd_ray.compression.candidates import CandidateScore
-from pbd_ray.compression.choice import choose_block, tied_on_map
+from pbd_ray.compression.choice import choose_block, finalists, tied_on_map
 from pbd_ray.config import ScoringConfig
 
 
@@ -108,3 +108,17 @@ def test_near_ties(delta: float, criterion: Any, near: tuple[int, ...]) -> None:
     given = [CandidateScore(block, sign * value, None, None, 2) for block, value in values.items()]
     choice = choose_block(given, ScoringConfig(criterion=criterion, delta=delta))
     assert (choice.block, choice.near) == (0, near)
+
+
+@pytest.mark.parametrize(
+    ("without", "chosen", "near"),
+    [((), 1, (2,)), ((1,), 2, (4,)), ((2, 1), 4, ()), ((4, 2, 1), 0, ()), ((2,), 1, ())],
+)
+def test_the_next_best(without: tuple[int, ...], chosen: int, near: tuple[int, ...]) -> None:
+    """Candidates that were tried neither are chosen nor count as ties; what racing stopped stays out."""
+    values = {-1: 0.99, 0: 0.5, 1: 0.9, 2: 0.885, 4: 0.87}
+    given = [CandidateScore(block, value, None, None, 9) for block, value in values.items()]
+    given.append(CandidateScore(3, 0.95, None, None, 2, stopped=True))
+    choice = choose_block(given, ScoringConfig(delta=0.02), without)
+    assert (choice.block, choice.near) == (chosen, near)
+    assert {score.block for score in finalists(given, without)} == {0, 1, 2, 4} - set(without)

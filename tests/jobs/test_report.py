@@ -60,10 +60,16 @@ def test_replay(ask_run: Ask, run_dir: Path) -> None:
     [
         (["nowhere"], "error: nowhere/recipe.yaml is missing: not a run directory"),
         (["RUN", "--pick", "speed=1"], "error: --pick speed=1: 'speed' is not one of"),
-        (["RUN", "--pick", "macs=0.1"], "error: --pick: no depth has macs at most 0.1: 3 blocks have macs 0.8"),
+        (
+            ["RUN", "--pick", "macs=0.1"],
+            "error: --pick: no depth has macs at most 0.1: 3 blocks have macs 0.8",
+        ),
         (["RUN", "--replay", "metric=f1"], "error: --replay metric=f1: expected tious="),
         (["RUN", "--replay", "tious=2"], "error: --replay tious '2': expected distinct thresholds in (0, 1]"),
-        (["RUN", "--replay", "classes=dance"], "error: --replay classes: 'dance' is none of the run's 4 classes"),
+        (
+            ["RUN", "--replay", "classes=dance"],
+            "error: --replay classes: 'dance' is none of the run's 4 classes",
+        ),
         (["RUN", "--detad", "mine"], "error: DETAD rules 'mine' are neither a file nor one of"),
         (["RUN", "--output", "/nowhere/page.html"], "error: --output /nowhere/page.html: cannot be written"),
     ],
@@ -72,4 +78,6 @@ def test_refused(ask_run: Ask, run_dir: Path, arguments: list[str], problem: str
     status, lines = ask_run("report.py", *(str(run_dir) if one == "RUN" else one for one in arguments))
     assert status == 2
     assert len(lines) == 1
-    assert problem.replace("nowhere/recipe", f"{Path.cwd()}/nowhere/recipe") in lines[0] or problem in lines[0]
+    assert (
+        problem.replace("nowhere/recipe", f"{Path.cwd()}/nowhere/recipe") in lines[0] or problem in lines[0]
+    )

@@ -31,6 +31,10 @@ def candidate(score: float | None, behind: float | None = None, **changes: Any) 
 FIRST: dict[str, Any] = {
     **TEACHER,
     "round": 1,
+    "standing": True,
+    "rolled_back": None,
+    "undecided": False,
+    "guards": [],
     "dropped_block": 2,
     "criterion": "map",
     "undropped_score": 0.99,
@@ -79,6 +83,36 @@ SECOND: dict[str, Any] = {
     "interval": {**FIRST["interval"], "unreliable": True},
     "selection_interval": {**FIRST["interval"], "videos": 5, "verdict": "holds"},
 }
+# Round 2 is tried and rolled back; round 3 takes its runner-up from the model of round 1.
+FAILED: dict[str, Any] = {
+    **SECOND,
+    "standing": False,
+    "rolled_back": "inferior on selection videos: AP of jump -0.4, limit 0.1",
+    "guards": [
+        {
+            "what": what,
+            "name": name,
+            "difference": value,
+            "low": value - 0.0625,
+            "high": value + 0.125,
+            "limit": 0.1,
+            "verdict": verdict,
+            "left_out": 0,
+        }
+        for what, name, value, verdict in (
+            ("class_loss", "jump", -0.4, "inferior"),
+            ("false_negative_rise", "length XS", 0.05, "undecided"),
+        )
+    ],
+}
+THIRD: dict[str, Any] = {
+    **SECOND,
+    "round": 3,
+    "dropped_block": 3,
+    "undecided": True,
+    "kept_blocks": [0, 1],
+    "macs": 1_000_000_000,
+}
 GIVEN: dict[str, Any] = {**FIRST, "criterion": "given", "candidates": {}, "undropped_score": None, "near": []}
 
 
@@ -103,6 +137,7 @@ def test_best_first(entry: dict[str, Any], order: list[int]) -> None:
     ("round", "line"),
     [
         (1, "round 1: block 2 went, 0, 1, 3 stay"),
+        (1, "stands"),
         (1, "criterion map: mAP of the student without the block on the scoring videos, higher is better"),
         (1, "2 0.875 - 8 went"),
         (1, "3 0.8125 0.0625 [-0.4375, 0.3125] 8"),
@@ -137,6 +172,25 @@ def test_best_first(entry: dict[str, Any], order: list[int]) -> None:
 )
 def test_says(round: int, line: str) -> None:
     text = explain_text(summary(FIRST, SECOND), round)
+    assert line in [" ".join(shown.split()) for shown in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("round", "line"),
+    [
+        (2, "rolled back: inferior on selection videos: AP of jump -0.4, limit 0.1"),
+        (2, "AP of jump -0.4000 [-0.4625, -0.2750] 0.1 inferior"),
+        (2, "share missed of length XS +0.0500 [-0.0125, +0.1750] 0.1 undecided"),
+        (3, "stands, undecided on selection videos"),
+        (3, "3 0.25 0 [-0.5, 0.25] 8 went"),
+        (3, "1 0.25 - 8 rolled back in round 2"),
+        (3, "chosen without 1; behind is counted from 1, the first choice"),
+        (3, "runner-up: block 0, score -, behind -"),
+        (3, "G MACs 4 3 1 25.0%"),  # before is round 1, not 2
+    ],
+)
+def test_says_of_a_roll_back(round: int, line: str) -> None:
+    text = explain_text(summary(FIRST, FAILED, THIRD), round)
     assert line in [" ".join(shown.split()) for shown in text.splitlines()]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pbd_ray.report.figures import draw_frontier
-from pbd_ray.report.rounds import depths_info, frontier_table, rounds_text
+from pbd_ray.report.rounds import depths_info, frontier, frontier_table, rounds_text
 
 TEACHER: dict[str, Any] = {
     "kept_blocks": [0, 1, 2, 3],
@@ -22,6 +22,8 @@ TEACHER: dict[str, Any] = {
 ROUND: dict[str, Any] = {
     **TEACHER,
     "round": 1,
+    "standing": True,
+    "undecided": False,
     "dropped_block": 2,
     "kept_blocks": [0, 1, 3],
     "lr": 1e-4,
@@ -35,6 +37,15 @@ ROUND: dict[str, Any] = {
     "interval": {"difference": -0.02, "low": -0.05, "high": 0.01},
 }
 SUMMARY = {"teacher": TEACHER, "rounds": [ROUND]}
+ATTEMPTS = {
+    "teacher": TEACHER,
+    "rounds": [
+        {**ROUND, "standing": False, "dropped_block": 0, "headline_map": 0.1},
+        {**ROUND, "round": 2, "undecided": True},
+        {**ROUND, "round": 3},
+    ],
+}
+"""Block 0 went and came back; then two rounds that stand."""
 
 
 def test_ratios_are_of_the_teacher() -> None:
@@ -76,6 +87,16 @@ def test_frontier() -> None:
     assert table.column("dropped_block").to_pylist() == [None, 2]
     assert table.column("headline_map").to_pylist() == [0.6, 0.58]
     assert table.column("macs").to_pylist() == [4_000_000_000, 3_000_000_000]
+
+
+def test_what_was_rolled_back_is_shown_and_is_no_depth() -> None:
+    depths = depths_info(ATTEMPTS)
+    assert [depth.label for depth in depths] == ["teacher", "1", "2", "3"]
+    assert [depth.label for depth in frontier(depths)] == ["teacher", "2", "3"]
+    assert frontier_table(depths).column("dropped_block").to_pylist() == [None, 2, 2]
+    flags = [line.split("%)")[-1].strip() for line in rounds_text(depths, "mAP@0.5").splitlines()[-4:]]
+    assert flags == ["", "rolled back", "undecided", ""]
+    assert draw_frontier(depths, "mAP@0.5") == draw_frontier(frontier(depths), "mAP@0.5")
 
 
 def test_figure_is_a_picture() -> None:

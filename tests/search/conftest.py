@@ -146,6 +146,8 @@ class World:
     lines: list[str] = field(default_factory=list)
     latency_ms: Callable[[Model], float] = lambda model: 10.0 * len(model.kept_blocks)
     publish: Callable[[], None] = lambda: None
+    spoilt: Callable[[Model, str, int], bool] = lambda model, video, label: False
+    """Whether a model finds no instance of a class in a video; what candidates find is not spoilt."""
 
     def sweep(self, task: SweepTask, feed: Feed) -> Mapping[str, Any]:
         self.tasks.append(task)
@@ -169,6 +171,8 @@ class World:
                     continue
                 for (start, end), label in zip(video.segments_seconds, video.labels, strict=True):
                     shift = (1 - good) * 20 * (start % 1)
+                    if candidate == UNDROPPED and self.spoilt(task.model, video.id, int(label)):
+                        shift = 1000.0
                     where = {"start": start + shift, "end": end + shift, "label": int(label)}
                     rows.append({"video": video.id, **where, "score": start % 1, "candidate": candidate})
         schema = DETECTION_SCHEMA if task.criterion == "map" else pa.schema([("video", pa.string())])

@@ -4,11 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pbd_ray.config import EvaluationConfig
+from pbd_ray.config import EvaluationConfig, GuardrailsConfig
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Annotations
+from pbd_ray.metrics.detad import diagnose
 from pbd_ray.metrics.mean_ap import mean_average_precision
 from pbd_ray.search import records
-from pbd_ray.search.evaluation import detections_of, evaluate, interval_between
+from pbd_ray.search.evaluation import detections_of, evaluate, guards_between, interval_between
 from pbd_ray.search.state import Cost, Model
 
 RULES = EvaluationConfig(bootstrap_replicates=200)
@@ -79,6 +80,7 @@ def test_interval_is_paired_and_repeatable(data: Annotations) -> None:
     assert first.low < first.difference < first.high < 0
     assert first.verdict == "inferior"
     assert (first.videos, first.unreliable, first.margin) == (25, False, 0.01)
+    assert first.dropped_classes == 0
     assert interval_between(data, worse, teacher, RULES, 0.9, 1).verdict == "holds"
     middle = interval_between(data, worse, teacher, RULES, -first.difference, 1)
     assert middle.verdict == "undecided"
@@ -98,3 +100,30 @@ def test_no_detections_at_all(data: Annotations) -> None:
     assert found.average_map == 0.0
     assert found.interval is not None
     assert found.interval.difference == 0.0
+
+
+def test_guards(data: Annotations) -> None:
+    """Differences are those of the two models scored apart; only what is asked for is computed."""
+    student, teacher = detected(data, 0.6), detected(data, 0.2)
+    rails = GuardrailsConfig(max_class_loss=0.1, max_false_negative_rise=0.2)
+    guards = guards_between(data, with_candidates(student), teacher, RULES, rails, 1)
+    differences = {(guard.what, guard.name): guard.difference for guard in guards}
+    aps = [mean_average_precision(data.ground_truth(), rows, [0.5], 2).ap[0] for rows in (student, teacher)]
+    rates = [diagnose(data, rows).false_negative_rate for rows in (student, teacher)]
+    expected = {
+        ("class_loss", name): aps[0][label] - aps[1][label] for label, name in enumerate(data.classes)
+    }
+    expected |= {
+        ("false_negative_rise", f"{what} {name}"): rate - rates[1][what][name]
+        for what, bucket in rates[0].items()
+        for name, rate in bucket.items()
+    }
+    assert differences == pytest.approx(expected, abs=1e-12)
+    assert [guard.limit for guard in guards] == [0.1] * 2 + [0.2] * (len(guards) - 2)
+    for name, kind in (("max_class_loss", "class_loss"), ("max_false_negative_rise", "false_negative_rise")):
+        alone = rails.model_copy(update={name: None})
+        rest = guards_between(data, student, teacher, RULES, alone, 1)
+        assert rest == tuple(guard for guard in guards if guard.what != kind)
+    assert guards_between(data, student, teacher, RULES, GuardrailsConfig(), 1) == ()
+    wide = GuardrailsConfig(max_false_negative_rise=0.2, detad="activitynet")
+    assert "length S" not in {guard.name for guard in guards_between(data, student, teacher, RULES, wide, 1)}

@@ -56,3 +56,12 @@ def test_a_compression(tiny_recipe: str) -> None:
         checkpoint_bytes(experiment, experiment.alignment, 4), teacher_checkpoint_bytes(experiment, 4)
     )
     assert found.total == found.bundles + found.checkpoints + found.tables
+
+
+def test_rounds_that_may_be_rolled_back_count(tiny_recipe: str) -> None:
+    """Two attempts at each of two depths: five bundles and evaluations, but two sweeps of candidates."""
+    recipe = load_recipe(tiny_recipe, ["stopping.tolerance=0.1"])
+    experiment, split = recipe.experiment, load_split(recipe, print)
+    found = compression_footprint(experiment, split)
+    assert found.bundles == 5 * bundle_bytes(experiment, 4)
+    assert found.tables == 48 * 200 * (2 * 6 * 5 + 5 * 7)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pbd_ray.cluster.run import run_compression
+from pbd_ray.cluster.run import _publish, run_compression
 from pbd_ray.config import load_recipe
+from pbd_ray.search.ledger import Ledger
 
 BLOCKS = 4
 
@@ -66,6 +67,23 @@ def test_without_alignment_nothing_trains(tiny_recipe: str, video_cache: Path, t
     )
     assert summary.rounds[0].learning_rate is None
     assert summary.rounds[0].curves is None or summary.rounds[0].curves.num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("fails", "model"), [((), "rounds/01/model"), ((1,), "rounds/02/model"), ((1, 3), "teacher")]
+)
+def test_the_last_model_that_stands_is_named(
+    tmp_path: Path, make_world, capsys, fails: tuple[int, ...], model: str
+) -> None:
+    def spoilt(model, video: str, label: int) -> bool:
+        return not set(fails) <= set(model.kept_blocks)
+
+    rules = {"experiment__stopping": {"max_drops": 1, "tolerance": 0.99}}
+    world = make_world(rules, spoilt=spoilt)
+    summary = world.run(str(tmp_path))
+    _publish(world.recipe, Ledger.existing(str(tmp_path)), summary)
+    named = [line.split(f"{tmp_path}/")[-1] for line in capsys.readouterr().out.splitlines()]
+    assert model in named
 
 
 def _run(recipe: str, cache: Path, folder: Path, *overrides: str):  # type: ignore[no-untyped-def]

@@ -5,12 +5,7 @@ from typing import Any
 import pytest
 
 from pbd_ray.config import StoppingConfig
-from pbd_ray.search.state import Interval
-from pbd_ray.search.stopping import Standing, stop_reason
-
-
-def recovery(low: float, verdict: Any) -> Interval:
-    return Interval(low + 0.01, low, low + 0.02, 0.95, 30, False, 0.02, verdict)
+from pbd_ray.search.stopping import Standing, most_rounds, stop_reason
 
 
 @pytest.mark.parametrize(
@@ -36,20 +31,28 @@ def recovery(low: float, verdict: Any) -> Interval:
             "latency is 0.7900 of the teacher's, target 0.8",
         ),
         ({"drops": 0, "kept": 9}, {"tolerance": 0.02}, 9, None),
-        ({"drops": 1, "kept": 8, "recovery": recovery(-0.01, "holds")}, {"tolerance": 0.02}, 9, None),
+        ({"drops": 1, "kept": 8, "rolled_back": (5,), "untried": 3}, {"tolerance": 0.02}, 9, None),
         (
-            {"drops": 1, "kept": 8, "recovery": recovery(-0.03, "undecided")},
+            {"drops": 1, "kept": 8, "rolled_back": (5, 3), "untried": 2},
             {"tolerance": 0.02},
             9,
-            "selection mAP may be 0.0300 below the teacher's (difference -0.0200), tolerance 0.02: "
-            "the student no longer recovers",
+            "removal of block 5, then 3, each inferior on selection videos: the student no longer recovers "
+            "(stopping.runner_ups 1)",
         ),
-        ({"drops": 1, "kept": 8, "recovery": recovery(-0.05, "inferior")}, {}, 9, None),
+        ({"drops": 1, "kept": 8, "rolled_back": (5, 3), "untried": 2}, {"runner_ups": 2}, 9, None),
         (
-            {"drops": 3, "kept": 8, "macs_ratio": 0.5, "recovery": recovery(-0.05, "inferior")},
-            {"tolerance": 0.02, "target_macs_ratio": 0.9},
-            3,
-            "dropped 3 of at most 3 blocks",
+            {"drops": 0, "kept": 9, "rolled_back": (5,), "untried": 3},
+            {"runner_ups": 0},
+            9,
+            "removal of block 5, inferior on selection videos: the student no longer recovers "
+            "(stopping.runner_ups 0)",
+        ),
+        (
+            {"drops": 0, "kept": 9, "rolled_back": (5, 3, 1), "untried": 0},
+            {"runner_ups": 9},
+            9,
+            "removal of block 5, then 3, then 1, each inferior on selection videos: the student no longer "
+            "recovers (no other candidate is left)",
         ),
     ],
 )
@@ -57,3 +60,19 @@ def test_stop_reason(
     standing: dict[str, Any], rules: dict[str, Any], max_drops: int, expected: str | None
 ) -> None:
     assert stop_reason(Standing(**standing), StoppingConfig(**rules), max_drops) == expected
+
+
+@pytest.mark.parametrize(
+    ("rules", "scoring", "rounds"),
+    [
+        ({}, {}, 3),  # nothing judges a round
+        ({"tolerance": 0.0}, {}, 6),
+        ({"tolerance": 0.1, "runner_ups": 0}, {}, 3),
+        ({"guardrails": {"max_class_loss": 0.1}, "runner_ups": 2}, {}, 3 + 3 + 2),  # two blocks are left
+        ({"guardrails": {"max_false_negative_rise": 0.1}}, {"drops": [3, 1, 0]}, 3),  # no runner-up
+        ({"tolerance": 0.1, "max_drops": 0}, {}, 0),
+    ],
+)
+def test_most_rounds(make_recipe, rules: dict[str, Any], scoring: dict[str, Any], rounds: int) -> None:
+    changes = {"experiment__stopping": {"max_drops": 3} | rules, "experiment__scoring": scoring}
+    assert most_rounds(make_recipe(**changes).experiment) == rounds
