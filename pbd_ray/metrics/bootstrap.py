@@ -19,6 +19,14 @@ Statistics = Callable[[Floats], Floats]
 
 CHUNK = 128
 """Replicates computed at a time."""
+_EVALUATION = 0xB007
+"""Keeps these draws apart from others made with the recipe's seed."""
+
+
+def evaluation_draws(seed: int) -> np.random.Generator:
+    """The generator from which every interval of a run's evaluations is drawn: those over the same videos are
+    over the same replicates, so rounds, classes and thresholds compare."""
+    return np.random.default_rng(np.random.SeedSequence((seed, _EVALUATION)))
 
 
 @dataclass(frozen=True, eq=False)

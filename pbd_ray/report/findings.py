@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
 from pbd_ray.config import EvaluationConfig
 from pbd_ray.data.annotations import Annotations
+from pbd_ray.metrics.bootstrap import evaluation_draws
 from pbd_ray.metrics.intervals import MapInterval, class_difference_intervals, map_difference_interval
 from pbd_ray.metrics.mean_ap import Matches, match_detections, mean_ap_of, prepare_ground_truth
 from pbd_ray.report.evidence import Evidence
 from pbd_ray.report.rounds import DepthInfo
-
-_DRAWS = 0x5EED
-"""Keeps the bootstrap's draws apart from others made with the recipe's seed."""
 
 VERDICTS = {
     "holds": "Lossless within the margin",
@@ -99,11 +96,8 @@ def comparison_info(
     Args:
         test: the videos, with the labels that mAP compares with.
         teacher, student: DETECTION_SCHEMA rows.
-        seed: all intervals draw the same videos.
+        seed: of the recipe; all intervals draw the same videos, as those in the ledger did.
     """
-
-    def draws() -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence((seed, _DRAWS)))
 
     sizes = (rules.bootstrap_replicates, rules.confidence)
     truth = prepare_ground_truth(test.ground_truth(), len(test.classes), [video.id for video in test.videos])
@@ -112,7 +106,7 @@ def comparison_info(
     tious = []
     thresholds: tuple[float | Literal["average"], ...] = (*rules.tious, "average")
     for tiou in thresholds:
-        found = map_difference_interval(ours, theirs, tiou, draws(), *sizes)
+        found = map_difference_interval(ours, theirs, tiou, evaluation_draws(seed), *sizes)
         values = {who: one.at(tiou) for who, one in quality.items()}
         name = "average" if tiou == "average" else f"{tiou:g}"
         tious.append(TiouInfo(name, **values, low=found.low, high=found.high))
@@ -121,7 +115,7 @@ def comparison_info(
         theirs,
         ours,
         rules,
-        class_difference_intervals(ours, theirs, rules.headline_tiou, draws(), *sizes),
+        class_difference_intervals(ours, theirs, rules.headline_tiou, evaluation_draws(seed), *sizes),
     )
     return Comparison(
         tious=tuple(tious),

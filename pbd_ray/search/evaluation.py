@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pbd_ray.config import EvaluationConfig, GuardrailsConfig
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Annotations
 from pbd_ray.data.video_classes import named, scored_against
+from pbd_ray.metrics.bootstrap import evaluation_draws
 from pbd_ray.metrics.detad import missed_instances
 from pbd_ray.metrics.detad_rules import BUILT_IN
 from pbd_ray.metrics.guards import Guard, class_loss_guards, false_negative_guards
 from pbd_ray.metrics.intervals import MapInterval, map_difference_interval, map_interval, noninferiority
 from pbd_ray.metrics.mean_ap import Matches, match_detections, mean_ap_of, prepare_ground_truth
 from pbd_ray.search.state import UNDROPPED, Cost, Evaluation, Interval, Model
-
-_BOOTSTRAP = 0xB007
-"""Keeps the bootstrap's draws apart from others made with the recipe's seed."""
 
 
 def detections_of(rows: pa.Table) -> pa.Table:
@@ -65,7 +62,7 @@ def headline_interval(videos: Annotations, rows: pa.Table, rules: EvaluationConf
     """Interval of one model's headline mAP, by a bootstrap over videos."""
     matches = _matches(videos, rows, _headline(rules))
     return map_interval(
-        matches, rules.headline_tiou, _draws(seed), rules.bootstrap_replicates, rules.confidence
+        matches, rules.headline_tiou, evaluation_draws(seed), rules.bootstrap_replicates, rules.confidence
     )
 
 
@@ -83,7 +80,12 @@ def interval_between(
     """
     student, teacher = (_matches(videos, arm, _headline(rules)) for arm in (rows, teacher_rows))
     found = map_difference_interval(
-        student, teacher, rules.headline_tiou, _draws(seed), rules.bootstrap_replicates, rules.confidence
+        student,
+        teacher,
+        rules.headline_tiou,
+        evaluation_draws(seed),
+        rules.bootstrap_replicates,
+        rules.confidence,
     )
     return Interval(
         difference=found.value,
@@ -114,7 +116,7 @@ def guards_between(
     if limit is not None:
         student, teacher = (_matches(videos, arm, _headline(rules)) for arm in (rows, teacher_rows))
         guards += class_loss_guards(
-            student, teacher, rules.headline_tiou, truth.classes, limit, _draws(seed), *draws
+            student, teacher, rules.headline_tiou, truth.classes, limit, evaluation_draws(seed), *draws
         )
     limit = guardrails.max_false_negative_rise
     if limit is not None:
@@ -122,12 +124,8 @@ def guards_between(
             missed_instances(truth, named(videos, detections_of(arm)), BUILT_IN[guardrails.detad])
             for arm in (rows, teacher_rows)
         )
-        guards += false_negative_guards(ours, theirs, limit, _draws(seed), *draws)
+        guards += false_negative_guards(ours, theirs, limit, evaluation_draws(seed), *draws)
     return tuple(guards)
-
-
-def _draws(seed: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence((seed, _BOOTSTRAP)))
 
 
 def _headline(rules: EvaluationConfig) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pbd_ray.config import ConfigError, Experiment
 from pbd_ray.data.annotations import Annotations
 from pbd_ray.data.video_classes import named, scored_against
+from pbd_ray.metrics.bootstrap import evaluation_draws
 from pbd_ray.metrics.intervals import map_difference_interval
 from pbd_ray.metrics.mean_ap import Matches, match_detections, mean_ap_of, prepare_ground_truth
 from pbd_ray.metrics.ranks import kendall_tau
@@ -22,9 +23,6 @@ from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.round_folder import RoundFolder
 from pbd_ray.search.slices import scoring_videos
 from pbd_ray.search.state import UNDROPPED, Decision
-
-_DRAWS = 0x3E91A7
-"""Keeps the bootstrap's draws apart from others made with the recipe's seed."""
 
 
 def replay(
@@ -66,7 +64,7 @@ def _round(
         best = min(scores, key=lambda b: (-scores[b], -quality[b].average_map, b != went, b))
         lead = None
         if best != went:
-            rng = np.random.default_rng(np.random.SeedSequence((experiment.seed, _DRAWS, decision.round)))
+            rng = evaluation_draws(experiment.seed)
             sizes = (rules.bootstrap_replicates, rules.confidence)
             lead = map_difference_interval(arms[best], arms[went], tiou, rng, *sizes)
         tau = kendall_tau([own[block] for block in scores], list(scores.values()))

@@ -1,14 +1,18 @@
-"""Running a job's `main` as the command line would."""
+"""Running a job's `main` as the command line would, and a run to ask."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from pbd_ray.cluster.run import run_compression
+from pbd_ray.config import load_recipe
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -36,3 +40,18 @@ def run_job(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         return Outcome(status, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def healthy(tiny_recipe: str, video_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one round; for reading only."""
+    run_dir = tmp_path_factory.mktemp("healthy") / "run"
+    overrides = ["backend=local", f"run_dir={run_dir}", f"cache_dir={video_cache}", "stopping.max_drops=1"]
+    run_compression(load_recipe(tiny_recipe, overrides))
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(healthy: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(healthy, tmp_path / "run"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,25 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pbd_ray.cluster.run import run_compression
-from pbd_ray.config import load_recipe
-
 JOB = Path(__file__).parents[2] / "jobs" / "compress.py"
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def healthy(tiny_recipe: str, video_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("healthy") / "run"
-    overrides = ["backend=local", f"run_dir={run_dir}", f"cache_dir={video_cache}", "stopping.max_drops=1"]
-    run_compression(load_recipe(tiny_recipe, overrides))
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(healthy: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(healthy, tmp_path / "run"))
 
 
 def ask(*arguments: str) -> tuple[int, list[str]]:
