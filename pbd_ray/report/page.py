@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
-
-import jinja2
-from markupsafe import Markup
 
 from pbd_ray import __version__
 from pbd_ray.metrics.detad_rules import ACTIVITYNET, THUMOS14, DetadRules
@@ -18,6 +14,7 @@ from pbd_ray.report.outcome_parts import comparison_part, errors_part, frontier_
 from pbd_ray.report.parts import Part, Table, signed
 from pbd_ray.report.rounds import DepthInfo, depths_info, frontier, headline_name
 from pbd_ray.report.search_parts import candidates_part, cost_part, rates_part
+from pbd_ray.report.templates import render
 
 REPORT = "report.html"
 
@@ -76,11 +73,9 @@ def report_page(evidence: Evidence, rules: DetadRules | None = None) -> str:
         student = standing[-1][1].detections
         parts += [comparison_part(evidence, student, headline), errors_part(evidence, student, rules)]
     parts += [candidates_part(evidence), rates_part(evidence, headline), cost_part(evidence)]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(_packaged("page.html.j2"))
-    return template.render(
+    return render(
+        "run.html.j2",
         title=f"{experiment.name}: {len(standing)} blocks dropped",
-        style=Markup(_packaged("page.css")),
         name=experiment.name,
         heading=_heading(depths),
         verdict=last["interval"]["verdict"] if last else "",
@@ -193,7 +188,3 @@ def _provenance(evidence: Evidence) -> list[Table]:
 def _texts(caption: str, columns: tuple[str, str], texts: Mapping[str, object]) -> Table:
     rows = tuple((name, str(value)) for name, value in texts.items())
     return Table(caption, columns, rows, prose=True)
-
-
-def _packaged(name: str) -> str:
-    return resources.files("pbd_ray.report").joinpath(name).read_text(encoding="utf-8")
