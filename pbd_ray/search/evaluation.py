@@ -42,7 +42,7 @@ def evaluate(
     if rules.headline_tiou == "average":
         headline = mean_ap.average_map
     else:
-        headline = mean_ap_of(_matches(videos, rows, _headline(rules))).map[rules.headline_tiou]
+        headline = mean_ap_of(headline_matches(videos, rows, rules)).map[rules.headline_tiou]
     interval = None
     if teacher_rows is not None:
         interval = interval_between(videos, rows, teacher_rows, rules, rules.noninferiority_margin, seed)
@@ -61,7 +61,7 @@ def evaluate(
 def headline_interval(videos: Annotations, rows: pa.Table, rules: EvaluationConfig, seed: int) -> MapInterval:
     """Interval of one model's headline mAP, by a bootstrap over videos."""
     rng = np.random.default_rng(np.random.SeedSequence((seed, _BOOTSTRAP)))
-    matches = _matches(videos, rows, _headline(rules))
+    matches = headline_matches(videos, rows, rules)
     return map_interval(matches, rules.headline_tiou, rng, rules.bootstrap_replicates, rules.confidence)
 
 
@@ -77,7 +77,7 @@ def interval_between(
 
     Every call with one seed and set of videos draws the same replicates, so rounds compare.
     """
-    student, teacher = (_matches(videos, arm, _headline(rules)) for arm in (rows, teacher_rows))
+    student, teacher = (headline_matches(videos, arm, rules) for arm in (rows, teacher_rows))
     rng = np.random.default_rng(np.random.SeedSequence((seed, _BOOTSTRAP)))
     found = map_difference_interval(
         student, teacher, rules.headline_tiou, rng, rules.bootstrap_replicates, rules.confidence
@@ -94,15 +94,17 @@ def interval_between(
     )
 
 
+def headline_matches(videos: Annotations, rows: pa.Table, rules: EvaluationConfig) -> Matches:
+    """The undropped model's detections in a sweep's rows, matched at the thresholds of the headline mAP."""
+    tious = rules.tious if rules.headline_tiou == "average" else (rules.headline_tiou,)
+    return _matches(videos, rows, tious)
+
+
 def _verdict(low: float, high: float, margin: float) -> Verdict:
     # As metrics.intervals.noninferiority, but a margin of 0 is allowed, and met by an equal student.
     if low >= -margin:
         return "holds"
     return "inferior" if high < -margin else "undecided"
-
-
-def _headline(rules: EvaluationConfig) -> tuple[float, ...]:
-    return rules.tious if rules.headline_tiou == "average" else (rules.headline_tiou,)
 
 
 def _matches(videos: Annotations, rows: pa.Table, tious: tuple[float, ...]) -> Matches:

@@ -9,7 +9,7 @@ R rounds, V videos, n blocks, and `max_detections` M of a video:
   their round is committed, so one round counts;
 - a name and a shape beside every tensor, at most TENSOR_BYTES;
 - tables: a row is a detection of at most ROW_BYTES. Scoring writes M rows a video for each candidate and the
-  undropped student, evaluations M rows a video.
+  undropped student (nothing where `scoring.drops` names the blocks), evaluations M rows a video.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def compression_footprint(experiment: Experiment, split: Split) -> Footprint:
     if experiment.teacher.source == "train":
         grids.append(teacher_checkpoint_bytes(experiment, classes))
     rounds, blocks = experiment.max_drops, experiment.detector.backbone.depth
-    scored = rounds * len(split.fit.videos) * (blocks + 1)
+    scores = experiment.scoring.drops is None
+    scored = rounds * len(split.fit.videos) * (blocks + 1) if scores else 0
     evaluated = (rounds + 1) * (len(split.test.videos) + len(split.selection.videos))
     rows = experiment.detector.postprocess.max_detections * (scored + evaluated)
     return Footprint((rounds + 1) * bundle_bytes(experiment, classes), max(grids), rows * ROW_BYTES)

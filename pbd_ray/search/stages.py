@@ -91,10 +91,10 @@ class Stages:
         return choice, compared(scores, choice.block, sweep, experiment, self._scoring_videos)
 
     def align(self, folder: RoundFolder, decision: Decision, task: AlignTask) -> Model:
-        """The student fine-tuned and merged; as it is where the recipe trains nothing."""
+        """The student fine-tuned and merged; as it is where the recipe trains nothing in this round."""
         if folder.read_alignment() is None:
             model, learning_rate, epoch, curves = task.student, None, 0, pa.table({})
-            if self.recipe.experiment.alignment.trainable != "none":
+            if self._aligns(task.round):
                 self.report(f"{label(task.round)}: align, {len(decision.kept_blocks)} blocks")
                 with measuring(folder, "align") as measured:
                     found = self.steps.align(task)
@@ -140,6 +140,12 @@ class Stages:
         bundle = folder.read_bundle()
         assert bundle is not None, f"{folder.name} has no bundle"
         return self.from_bundle(bundle, self.ledger.storage.uri(folder.bundle))
+
+    def _aligns(self, round: int) -> bool:
+        experiment = self.recipe.experiment
+        if experiment.alignment.trainable == "none":
+            return False
+        return experiment.alignment.rounds == "every" or round == experiment.max_drops
 
     def _recovery(self, folder: RoundFolder, model: Model) -> Interval | None:
         """The student against the teacher on the selection videos, where `stopping.tolerance` asks for it."""

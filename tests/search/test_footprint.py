@@ -56,3 +56,5 @@ def test_a_compression(tiny_recipe: str) -> None:
         checkpoint_bytes(experiment, experiment.alignment, 4), teacher_checkpoint_bytes(experiment, 4)
     )
     assert found.total == found.bundles + found.checkpoints + found.tables
+    given = load_recipe(tiny_recipe, ["scoring.drops=[1,2]"]).experiment
+    assert compression_footprint(given, split).tables == 48 * 200 * 3 * 7
