@@ -99,7 +99,7 @@ def _run_all(
             open_tasks = [task for task in tasks if not task.finished]
             say(f"ablation, {sweep} runs: {len(tasks)}, {len(tasks) - len(open_tasks)} on record")
             if open_tasks and base.execution.backend == "local":
-                outcomes |= run_here(open_tasks, shared, source, base.execution)
+                outcomes |= run_here(open_tasks, shared, base.execution)
             elif open_tasks:
                 scratch = ledger.scratch_uri()
                 outcomes |= run_on_ray(open_tasks, shared, f"ablation-{sweep}", scratch, base.execution)

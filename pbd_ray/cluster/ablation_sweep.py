@@ -12,19 +12,18 @@ from pbd_ray.cluster.monitoring import say, throttled
 from pbd_ray.cluster.ray_storage import ray_storage
 from pbd_ray.cluster.session import worker_capacity, worker_resources
 from pbd_ray.config import Execution, one_line
-from pbd_ray.data.source import VideoSource
 from pbd_ray.search.ablation_run import RunTask, Shared, attempt
 
 Outcomes = Mapping[str, str | None]
 """By name of the run: None, or why it failed."""
 
 
-def run_here(tasks: Sequence[RunTask], shared: Shared, source: VideoSource, execution: Execution) -> Outcomes:
+def run_here(tasks: Sequence[RunTask], shared: Shared, execution: Execution) -> Outcomes:
     """One after the other, without Ray."""
     outcomes: dict[str, str | None] = {}
     for task in tasks:
         progress = _progress(task.name, throttled(execution.progress_seconds))
-        outcomes[task.name] = attempt(task, shared, source, progress)
+        outcomes[task.name] = attempt(task, shared, progress)
         _tell_end(task.name, outcomes, len(tasks))
     return outcomes
 

@@ -15,10 +15,9 @@ def run_trial(config: dict[str, Any], tasks: dict[str, Any], shared: Any) -> Non
     """Reports every line of progress as `line`, and at the end why the run `failed`, or None."""
     import torch
 
-    from pbd_ray.data.source import local_source
     from pbd_ray.search.ablation_run import attempt
 
     task = tasks[config["run"]]
     torch.set_num_threads(task.recipe.execution.threads_per_worker)
-    reason = attempt(task, shared, local_source(task.recipe), lambda line: tune.report({"line": line}))
+    reason = attempt(task, shared, lambda line: tune.report({"line": line}))
     tune.report({"line": "ended", "failed": reason})

@@ -69,4 +69,4 @@ def fit_uncompressed(recipe: Recipe, split: Split, source: VideoSource, storage:
     if recipe.execution.backend == "ray":
         return fit_teacher(recipe, split, storage, say)
     job = teacher_job(recipe, split, source, say)
-    return fit_grid(job, grid_of(job.config, None), say)
+    return fit_grid(job, grid_of(job.config, None), say, torch.device(recipe.execution.device))

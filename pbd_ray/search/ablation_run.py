@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pbd_ray.config import Recipe, RunError, UserError, one_line
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.quarantine import Quarantine
-from pbd_ray.data.source import VideoSource
+from pbd_ray.data.source import local_source
 from pbd_ray.search.controller import compress
 from pbd_ray.search.in_process import Say, in_process_steps
 from pbd_ray.search.ledger import Ledger
@@ -49,14 +49,14 @@ class Shared:
     left_out: Quarantine
 
 
-def attempt(task: RunTask, shared: Shared, source: VideoSource, say: Say) -> str | None:
+def attempt(task: RunTask, shared: Shared, say: Say) -> str | None:
     """Run to the end, or go on with what the run's directory holds.
 
     Returns:
         None, or why it failed: one run must not end the others, whatever it was.
     """
     try:
-        _run(task, shared, source, say)
+        _run(task, shared, say)
     except (UserError, RunError) as error:
         return one_line(error)
     except Exception as error:
@@ -65,9 +65,9 @@ def attempt(task: RunTask, shared: Shared, source: VideoSource, say: Say) -> str
     return None
 
 
-def _run(task: RunTask, shared: Shared, source: VideoSource, say: Say) -> None:
+def _run(task: RunTask, shared: Shared, say: Say) -> None:
     recipe = task.recipe
-    split = shared.splits[recipe.experiment.seed]
+    split, source = shared.splits[recipe.experiment.seed], local_source(recipe)
     # Without an owner of its own: who holds the ablation's directory holds those of its runs.
     ledger = Ledger.open(recipe.run_dir, recipe)
     ledger.record_quarantine(shared.left_out)

@@ -56,7 +56,8 @@ def swap_activation(
     packing = Packing(experiment.detector, split.fit.classes)
     if folder.read_alignment() is None:
         job = alignment_job(recipe, split, source, swap.round, swap.student, swap.teacher)
-        found = fit_grid(replace(job, guide=swap.guide), grid_of(job.config, None), say)
+        device = torch.device(recipe.execution.device)
+        found = fit_grid(replace(job, guide=swap.guide), grid_of(job.config, None), say, device)
         facts = {"experiment": experiment.name, "round": swap.round, "parent_result": swap.parent_result}
         folder.write_alignment(
             packing.files(found.model, facts), found.learning_rate, found.epoch, found.curves

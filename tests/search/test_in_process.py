@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pbd_ray.cluster.run import run_compression
+from pbd_ray.compression.finetune import Diverged
 from pbd_ray.config import load_recipe
+from pbd_ray.data.source import VideoSource, load_split
+from pbd_ray.search import in_process
+from pbd_ray.search.state import AlignTask, Model
 
 BLOCKS = 4
 
@@ -66,6 +71,22 @@ def test_without_alignment_nothing_trains(tiny_recipe: str, video_cache: Path, t
     )
     assert summary.rounds[0].learning_rate is None
     assert summary.rounds[0].curves is None or summary.rounds[0].curves.num_rows == 0
+
+
+def test_a_grid_trains_on_the_device_that_scores(tiny_recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(tiny_recipe, ["device=cuda", "gpus_per_worker=1"])
+    split, asked = load_split(recipe, print), []
+
+    def no_gpu(job: object, device: torch.device) -> None:
+        asked.append(device)
+        raise Diverged("there is no GPU here")
+
+    monkeypatch.setattr(in_process, "run_epochs", no_gpu)
+    steps = in_process.in_process_steps(recipe, split, VideoSource("nowhere"), print)
+    nothing = Model((0,), {})
+    with pytest.raises(Diverged, match="no GPU"):
+        steps.align(AlignTask(1, nothing, nothing, "parent"))
+    assert set(asked) == {torch.device("cuda")}
 
 
 def _run(recipe: str, cache: Path, folder: Path, *overrides: str):  # type: ignore[no-untyped-def]
