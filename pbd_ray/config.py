@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -359,6 +359,9 @@ class AlignmentConfig(Section):
     `{low: 1.0e-5, high: 1.0e-3, count: 5}` is this list."""
     halving: HalvingConfig | None = None
     """`on` or `{first_epochs: n}`: not every learning rate trains to the end."""
+    rounds: Literal["every", "last"] = "every"
+    """last: all blocks go first and the student is aligned once, in round `max_drops`: one-shot dropping, the
+    paper's control (supplement, Table B)."""
     prior_steps: Count | None = None
     """From round 2 on, only learning rates within so many steps of the grid of the one that the round before
     chose; None: the whole grid in every round, as the paper does."""
@@ -481,6 +484,14 @@ class Experiment(Section):
             raise ValueError(f"scoring.drops {list(given)} must be different blocks of 0..{depth - 1}")
         if given is not None and self.max_drops > len(given):
             raise ValueError(f"stopping.max_drops {self.max_drops} is more than scoring.drops {list(given)}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_last_round_is_known(self) -> Experiment:
+        for rule in ("target_macs_ratio", "target_latency_ratio", "tolerance"):
+            value = getattr(self.stopping, rule)
+            if self.alignment.rounds == "last" and value is not None:
+                raise ValueError(f"alignment.rounds last needs stopping.{rule} to be null, got {value:g}")
         return self
 
     @property
@@ -617,10 +628,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         except yaml.YAMLError:
             raise ConfigError(f"override '{override}': '{text}' is not a YAML value") from None
         _assign(raw, _full_key(key), value, override)
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_line(error)}") from None
+    return _validated(raw, source)
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values.
+
+    Args:
+        changes: by key, as overrides name them.
+
+    Raises:
+        ConfigError: together they are no recipe.
+    """
+    raw = recipe.model_dump(mode="json")
+    for key, value in changes.items():
+        _assign(raw, _full_key(key), value, f"{key}={value}")
+    return _validated(raw, f"recipe {recipe.experiment.name}")
 
 
 def experiment_hash(experiment: Experiment) -> str:
@@ -643,6 +666,13 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(child, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, value
+
+
+def _validated(raw: dict[str, Any], source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_line(error)}") from None
 
 
 def _read(name_or_path: str) -> tuple[str, dict[str, Any]]:

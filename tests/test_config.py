@@ -19,6 +19,7 @@ from pbd_ray.config import (
     Execution,
     Experiment,
     Recipe,
+    changed,
     differences,
     experiment_hash,
     load_recipe,
@@ -313,6 +314,7 @@ def test_override_reaches_a_section_the_file_leaves_out(tmp_path: Path) -> None:
             "alignment.learning_rates=[1e-4, 1e-4]",
             "experiment.alignment: learning_rates has a value twice",
         ),
+        ("alignment.rounds=first", "experiment.alignment.rounds: Input should be 'every' or 'last', got"),
         ("stopping.max_drops=8", "experiment: stopping.max_drops 8 must leave a block of 8"),
         ("stopping.runner_ups=-1", "experiment.stopping.runner_ups: Input should be greater than or equal"),
         (
@@ -489,6 +491,24 @@ def test_decoding_threads_are_what_torch_leaves(
         {"device": device, "cpus_per_worker": cpus, "threads_per_worker": threads}
     )
     assert execution.decoding_threads == decoding
+
+
+def test_changed_is_an_override_of_a_value(small: str) -> None:
+    recipe = load_recipe(small, ["scoring.racing=off", "alignment.halving={first_epochs: 1}"])
+    changes = {"alignment.trainable": "full", "scoring.drops": [1, 0], "run_dir": "/elsewhere"}
+    overrides = ["alignment.trainable=full", "scoring.drops=[1,0]", "run_dir=/elsewhere"]
+    expected = load_recipe(small, ["scoring.racing=off", "alignment.halving={first_epochs: 1}", *overrides])
+    assert changed(recipe, {}) == recipe
+    assert changed(recipe, changes) == expected != recipe
+    with pytest.raises(ConfigError, match=r"unknown key 'experiment\.alignment\.trainables'"):
+        changed(recipe, {"alignment.trainables": "full"})
+
+
+@pytest.mark.parametrize("rule", ["target_macs_ratio", "target_latency_ratio", "tolerance"])
+def test_one_alignment_at_the_end_needs_a_known_end(small: str, rule: str) -> None:
+    assert load_recipe(small, ["alignment.rounds=last"]).experiment.alignment.rounds == "last"
+    with pytest.raises(ConfigError, match=rf"rounds last needs stopping.{rule} to be null, got 0.5"):
+        load_recipe(small, ["alignment.rounds=last", f"stopping.{rule}=0.5"])
 
 
 def test_candidates_share_a_batch_on_gpus(small: str) -> None:

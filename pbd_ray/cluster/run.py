@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 
-from pbd_ray.cluster.holder import job_finished, sole_driver, submission_id
+from pbd_ray.cluster.backend import alone_in_cluster, backend, backend_steps, fit_uncompressed
+from pbd_ray.cluster.holder import job_finished, submission_id
 from pbd_ray.cluster.inputs import check_bundle, given_teacher
 from pbd_ray.cluster.monitoring import say, throttled
 from pbd_ray.cluster.places import check_places
 from pbd_ray.cluster.preflight import usable_videos
 from pbd_ray.cluster.reporting import write_report
-from pbd_ray.cluster.session import ray_session, sigterm_as_interrupt
-from pbd_ray.cluster.steps import cluster_steps, fit_teacher
+from pbd_ray.cluster.session import sigterm_as_interrupt
 from pbd_ray.compression.blocks import Model, from_detector, to_detector
-from pbd_ray.compression.jobs import teacher_job
 from pbd_ray.config import ConfigError, Recipe
 from pbd_ray.data.annotations import Split, detections_to_json
-from pbd_ray.data.source import VideoSource, load_split
+from pbd_ray.data.source import load_split
 from pbd_ray.data.video_classes import named, scored_against
-from pbd_ray.detector.bundle import bundle_files, bundle_from_files, load_bundle, save_bundle
-from pbd_ray.metrics.cost import cost_report
+from pbd_ray.detector.bundle import load_bundle, save_bundle
 from pbd_ray.report.detection_report import Measures, evaluate_detections, publish
 from pbd_ray.report.figures import draw_frontier
 from pbd_ray.report.page import REPORT
@@ -36,13 +31,12 @@ from pbd_ray.search.controller import compress
 from pbd_ray.search.evaluation import detections_of, evaluate, headline_interval
 from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.footprint import compression_footprint, teacher_footprint
-from pbd_ray.search.in_process import fit_grid, in_process_steps
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.owner import Owner, owned
-from pbd_ray.search.rate_search import grid_of
+from pbd_ray.search.packing import Packing, model_of
 from pbd_ray.search.slices import plan_slices
 from pbd_ray.search.standing import standing
-from pbd_ray.search.state import TEACHER_ROUND, Alignment, Cost, Steps, Summary, SweepTask, Work
+from pbd_ray.search.state import TEACHER_ROUND, Steps, Summary, SweepTask, Work
 from pbd_ray.search.storage import Storage
 from pbd_ray.search.summary import summary_to_json
 
@@ -63,25 +57,25 @@ def _compress(recipe: Recipe, storage: Storage, owner: Owner) -> Summary:
     split = load_split(recipe, say)
     teacher = given_teacher(recipe, split)
     # Ray before the videos: it forgets the code of a submitted job whose driver takes a minute to connect.
-    with _backend(recipe, recipe.execution.train_workers), _alone_in_cluster(recipe, storage, owner):
+    with backend(recipe, recipe.execution.train_workers), alone_in_cluster(recipe, storage, owner):
         check_places(recipe, storage, compression_footprint(recipe.experiment, split).total)
         split, source, left_out = usable_videos(recipe, split, Ledger(storage).quarantine())
-        classes = split.fit.classes
+        packing = Packing(recipe.experiment.detector, split.fit.classes)
         ledger = Ledger.open(storage, recipe, owner)
         ledger.record_quarantine(left_out)
         if teacher is None and ledger.teacher.read_bundle() is None:
-            fitted = _fit(recipe, split, source, ledger.scratch_uri())
-            teacher = _bundle(recipe, classes, fitted.model, {"experiment": recipe.experiment.name})
-        with _steps(recipe, split, source, ledger.scratch_uri()) as steps:
+            fitted = fit_uncompressed(recipe, split, source, ledger.scratch_uri())
+            teacher = packing.files(fitted.model, {"experiment": recipe.experiment.name})
+        with backend_steps(recipe, split, source, ledger.scratch_uri()) as steps:
             summary = compress(
                 recipe,
                 split,
                 teacher,
                 steps,
                 ledger,
-                to_bundle=lambda model, facts: _bundle(recipe, classes, model, facts),
-                from_bundle=lambda files, where: from_detector(bundle_from_files(files, where).detector),
-                cost=lambda model: _cost(recipe, len(classes), model),
+                to_bundle=packing.files,
+                from_bundle=model_of,
+                cost=packing.cost,
                 report=say,
                 publish=lambda: write_report(ledger),
             )
@@ -105,18 +99,18 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
         raise ConfigError(f"--output {output} is there already")
     scratch = output.absolute().with_name(f"{output.name}.fit")
     split = load_split(recipe, say)
-    with _backend(recipe, recipe.execution.train_workers):
+    with backend(recipe, recipe.execution.train_workers):
         needed = teacher_footprint(recipe.experiment, len(split.fit.classes))
         check_places(recipe, Storage.at(str(scratch)), needed.total)
         files = Ledger(Storage.at(str(scratch)))  # no run directory, but it must go on with the same videos
         split, source, left_out = usable_videos(recipe, split, files.quarantine())
         files.record_quarantine(left_out)
-        fitted = _fit(recipe, split, source, str(scratch))
-        with _steps(recipe, split, source, str(scratch)) as steps:
+        fitted = fit_uncompressed(recipe, split, source, str(scratch))
+        with backend_steps(recipe, split, source, str(scratch)) as steps:
             rows = _test_rows(recipe, split, steps, fitted.model)
     experiment = recipe.experiment
     rules, seed = experiment.evaluation, experiment.seed
-    cost = _cost(recipe, len(split.fit.classes), fitted.model)
+    cost = Packing(experiment.detector, split.fit.classes).cost(fitted.model)
     quality = evaluate(split.test, rows, None, rules, seed, fitted.model, cost)
     interval = headline_interval(split.test, rows, rules, seed)
     facts = {
@@ -152,9 +146,9 @@ def run_detector(recipe: Recipe, directory: str | Path, measures: Measures, outp
     split = Split(fit=nothing, selection=nothing, test=whole.test)  # only these videos need be there
     bundle = load_bundle(directory)
     check_bundle(recipe, split, bundle, str(directory))
-    with _backend(recipe, workers=1), tempfile.TemporaryDirectory() as scratch:
+    with backend(recipe, workers=1), tempfile.TemporaryDirectory() as scratch:
         split, source, left_out = usable_videos(recipe, split)
-        with _steps(recipe, split, source, scratch) as steps:
+        with backend_steps(recipe, split, source, scratch) as steps:
             rows = _test_rows(recipe, split, steps, from_detector(bundle.detector))
     truth, detections = scored_against(split.test), named(split.test, detections_of(rows))
     facts = {
@@ -165,14 +159,6 @@ def run_detector(recipe: Recipe, directory: str | Path, measures: Measures, outp
     report = evaluate_detections(truth, detections, measures, facts)
     predictions = json.dumps(detections_to_json(detections, truth.classes)).encode()
     publish(report, output, say, {"predictions.json": predictions})
-
-
-def _fit(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Alignment:
-    say("fitting the uncompressed detector")
-    if recipe.execution.backend == "ray":
-        return fit_teacher(recipe, split, storage, say)
-    job = teacher_job(recipe, split, source, say)
-    return fit_grid(job, grid_of(job.config, None), say)
 
 
 def _test_rows(recipe: Recipe, split: Split, steps: Steps, model: Model) -> pa.Table:
@@ -189,47 +175,6 @@ def _test_rows(recipe: Recipe, split: Split, steps: Steps, model: Model) -> pa.T
 
     steps.sweep(task, SliceFeed(plan, (), (), keep))
     return pa.concat_tables([tables[piece.index] for piece in plan])
-
-
-@contextlib.contextmanager
-def _backend(recipe: Recipe, workers: int) -> Iterator[None]:
-    if recipe.execution.backend == "local":
-        torch.set_num_threads(recipe.execution.threads_per_worker)
-        yield
-        return
-    with ray_session(recipe.execution, say, workers):
-        yield
-
-
-def _alone_in_cluster(
-    recipe: Recipe, storage: Storage, owner: Owner
-) -> contextlib.AbstractContextManager[None]:
-    """Where the owner's record alone excludes nobody, the drivers of one cluster exclude each other."""
-    if recipe.execution.backend == "local" or storage.exclusive:
-        return contextlib.nullcontext()
-    return sole_driver(storage.root, str(owner))
-
-
-@contextlib.contextmanager
-def _steps(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Iterator[Steps]:
-    if recipe.execution.backend == "local":
-        yield in_process_steps(recipe, split, source, say)
-        return
-    with cluster_steps(recipe, split, storage, say) as steps:
-        yield steps
-
-
-def _bundle(
-    recipe: Recipe, classes: Sequence[str], model: Model, facts: Mapping[str, object]
-) -> Mapping[str, bytes]:
-    detector = to_detector(model, recipe.experiment.detector, len(classes))
-    return bundle_files(detector, classes, facts)
-
-
-def _cost(recipe: Recipe, num_classes: int, model: Model) -> Cost:
-    report = cost_report(to_detector(model, recipe.experiment.detector, num_classes))
-    macs = report.macs
-    return Cost(macs=macs.total, block_macs=sum(macs.blocks.values()), params=report.parameters.total)
 
 
 def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:

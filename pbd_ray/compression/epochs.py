@@ -175,6 +175,7 @@ def _tuning(
         job.learning_rate,
         len(epoch_batches(job, 0)),
         (job.experiment.seed, job.round, job.grid_index),
+        guide_config=job.guide,
         autocast=job.experiment.autocast,
         device=device,
         collective=collective,

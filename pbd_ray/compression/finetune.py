@@ -91,6 +91,9 @@ class FineTuning:
 
     EMA runs over the trained tensors themselves (LoRA factors A and B separately, as the release does).
     The best model so far is kept beside the current one, so that one checkpoint resumes everything.
+
+    Args:
+        guide_config: architecture of the teacher; None: the student's.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class FineTuning:
         steps_per_epoch: int,
         seed_key: tuple[int, ...],
         *,
+        guide_config: DetectorConfig | None = None,
         autocast: Autocast = "none",
         device: torch.device = torch.device("cpu"),
         collective: Collective = ONE_PROCESS,
@@ -120,9 +124,10 @@ class FineTuning:
         prepare_student(self.student, config, generator)
         self.student.backbone.checkpointing = config.optimizer.activation_checkpointing
         self.student.to(device)
-        self.teacher = to_detector(teacher, detector_config, num_classes).to(device) if teacher else None
-        if self.teacher is not None:
-            self.teacher.requires_grad_(False)
+        self.teacher: Detector | None = None
+        if teacher is not None:
+            guide = to_detector(teacher, guide_config or detector_config, num_classes)
+            self.teacher = guide.to(device).requires_grad_(False)
         self.wrapped = wrap(self.student)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.student, config))
         self.autocast = autocast

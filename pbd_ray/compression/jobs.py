@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pbd_ray.compression.blocks import Model, from_detector
-from pbd_ray.config import AlignmentConfig, ConfigError, Experiment, Recipe
+from pbd_ray.config import AlignmentConfig, ConfigError, DetectorConfig, Experiment, Recipe
 from pbd_ray.data.annotations import Annotations, Split
 from pbd_ray.data.source import VideoSource
 from pbd_ray.detector.detector import Detector
@@ -35,6 +35,8 @@ class FineTuneJob:
     selection: Annotations
     source: VideoSource
     window_batch: int
+    guide: DetectorConfig | None = None
+    """Architecture of the teacher where it is not the student's (a student with another activation)."""
     standardize: bool = False
     """Begin by setting the final norm to the fit windows (`FineTuning.standardize_features`)."""
 

@@ -42,7 +42,7 @@ def evaluate(
     if rules.headline_tiou == "average":
         headline = mean_ap.average_map
     else:
-        headline = mean_ap_of(_matches(videos, rows, _headline(rules))).map[rules.headline_tiou]
+        headline = mean_ap_of(headline_matches(videos, rows, rules)).map[rules.headline_tiou]
     interval = None
     if teacher_rows is not None:
         interval = interval_between(videos, rows, teacher_rows, rules, rules.noninferiority_margin, seed)
@@ -60,10 +60,9 @@ def evaluate(
 
 def headline_interval(videos: Annotations, rows: pa.Table, rules: EvaluationConfig, seed: int) -> MapInterval:
     """Interval of one model's headline mAP, by a bootstrap over videos."""
-    matches = _matches(videos, rows, _headline(rules))
-    return map_interval(
-        matches, rules.headline_tiou, evaluation_draws(seed), rules.bootstrap_replicates, rules.confidence
-    )
+    matches = headline_matches(videos, rows, rules)
+    draws = (evaluation_draws(seed), rules.bootstrap_replicates, rules.confidence)
+    return map_interval(matches, rules.headline_tiou, *draws)
 
 
 def interval_between(
@@ -78,7 +77,7 @@ def interval_between(
 
     Every call with one seed and set of videos draws the same replicates, so rounds compare.
     """
-    student, teacher = (_matches(videos, arm, _headline(rules)) for arm in (rows, teacher_rows))
+    student, teacher = (headline_matches(videos, arm, rules) for arm in (rows, teacher_rows))
     found = map_difference_interval(
         student,
         teacher,
@@ -114,7 +113,7 @@ def guards_between(
     truth = scored_against(videos)
     limit = guardrails.max_class_loss
     if limit is not None:
-        student, teacher = (_matches(videos, arm, _headline(rules)) for arm in (rows, teacher_rows))
+        student, teacher = (headline_matches(videos, arm, rules) for arm in (rows, teacher_rows))
         guards += class_loss_guards(
             student, teacher, rules.headline_tiou, truth.classes, limit, evaluation_draws(seed), *draws
         )
@@ -128,8 +127,10 @@ def guards_between(
     return tuple(guards)
 
 
-def _headline(rules: EvaluationConfig) -> tuple[float, ...]:
-    return rules.tious if rules.headline_tiou == "average" else (rules.headline_tiou,)
+def headline_matches(videos: Annotations, rows: pa.Table, rules: EvaluationConfig) -> Matches:
+    """The undropped model's detections in a sweep's rows, matched at the thresholds of the headline mAP."""
+    tious = rules.tious if rules.headline_tiou == "average" else (rules.headline_tiou,)
+    return _matches(videos, rows, tious)
 
 
 def _matches(videos: Annotations, rows: pa.Table, tious: tuple[float, ...]) -> Matches:

@@ -9,7 +9,8 @@ R rounds (with all that could be rolled back), V videos, n blocks, and `max_dete
   their round is committed, so one round counts;
 - a name and a shape beside every tensor, at most TENSOR_BYTES;
 - tables: a row is a detection of at most ROW_BYTES. Scoring writes M rows a video for each candidate and the
-  undropped student, once for every block that is dropped; evaluations M rows a video.
+  undropped student, once for every block that is dropped (nothing where `scoring.drops` names the blocks);
+  evaluations M rows a video.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def compression_footprint(experiment: Experiment, split: Split) -> Footprint:
     if experiment.teacher.source == "train":
         grids.append(teacher_checkpoint_bytes(experiment, classes))
     rounds, blocks = most_rounds(experiment), experiment.detector.backbone.depth
-    scored = experiment.max_drops * len(split.fit.videos) * (blocks + 1)
+    drops = experiment.max_drops if experiment.scoring.drops is None else 0
+    scored = drops * len(split.fit.videos) * (blocks + 1)
     evaluated = (rounds + 1) * (len(split.test.videos) + len(split.selection.videos))
     rows = experiment.detector.postprocess.max_detections * (scored + evaluated)
     return Footprint((rounds + 1) * bundle_bytes(experiment, classes), max(grids), rows * ROW_BYTES)

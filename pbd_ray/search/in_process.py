@@ -55,7 +55,7 @@ def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say
 
     def align(task: AlignTask) -> Alignment:
         job = alignment_job(recipe, split, source, task.round, task.student, task.teacher)
-        return fit_grid(job, grid_of(job.config, task.prior), say)
+        return fit_grid(job, grid_of(job.config, task.prior), say, device)
 
     def latency(model: Model) -> Mapping[str, float]:
         with autocast_context(recipe.experiment.autocast, device):
@@ -65,7 +65,7 @@ def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say
     return Steps(sweep=sweep, align=align, latency=latency)
 
 
-def fit_grid(job: FineTuneJob, grid: Sequence[GridRate], say: Say) -> Alignment:
+def fit_grid(job: FineTuneJob, grid: Sequence[GridRate], say: Say, device: torch.device) -> Alignment:
     """Fine-tune with the learning rates of a grid in turn; the best on the selection videos is returned.
 
     Raises:
@@ -77,7 +77,7 @@ def fit_grid(job: FineTuneJob, grid: Sequence[GridRate], say: Say) -> Alignment:
     def run_to(entry: GridRate, end: int) -> RateRun:
         if entry not in begun:
             own = replace(job, learning_rate=entry.rate, grid_index=entry.index)
-            begun[entry] = run_epochs(own), []
+            begun[entry] = run_epochs(own, device=device), []
         epochs, history = begun[entry]
         try:
             while len(history) < end:

@@ -105,10 +105,10 @@ class Stages:
         return choice, compared(scores, choice.block, sweep, experiment, self._scoring_videos)
 
     def align(self, folder: RoundFolder, decision: Decision, task: AlignTask) -> Model:
-        """The student fine-tuned and merged; as it is where the recipe trains nothing."""
+        """The student fine-tuned and merged; as it is where the recipe trains nothing in this round."""
         if folder.read_alignment() is None:
             model, learning_rate, epoch, curves = task.student, None, 0, pa.table({})
-            if self.recipe.experiment.alignment.trainable != "none":
+            if self._aligns(decision.kept_blocks):
                 self.report(f"{label(task.round)}: align, {len(decision.kept_blocks)} blocks")
                 with measuring(folder, "align") as measured:
                     found = self.steps.align(task)
@@ -155,6 +155,13 @@ class Stages:
         bundle = folder.read_bundle()
         assert bundle is not None, f"{folder.name} has no bundle"
         return self.from_bundle(bundle, self.ledger.storage.uri(folder.bundle))
+
+    def _aligns(self, kept_blocks: tuple[int, ...]) -> bool:
+        experiment = self.recipe.experiment
+        if experiment.alignment.trainable == "none":
+            return False
+        left = experiment.detector.backbone.depth - experiment.max_drops
+        return experiment.alignment.rounds == "every" or len(kept_blocks) == left
 
     def _recovery(self, folder: RoundFolder, model: Model) -> tuple[Interval | None, tuple[Guard, ...]]:
         """The student against the teacher on the selection videos, where the stopping rules ask for it."""

@@ -293,3 +293,13 @@ def test_divergence_ends_the_run(make_job: Callable[..., FineTuneJob], student: 
     job = make_job(student=Model(student.kept_blocks, weights), learning_rate=0.25)
     with pytest.raises(Diverged, match=r"^loss nan at step 0 with learning rate 0\.25$"):
         next(iter(run_epochs(job)))
+
+
+def test_the_guide_has_its_own_architecture(make_job: Callable[..., FineTuneJob]) -> None:
+    job = make_job()
+    gelu = job.experiment.detector
+    relu = gelu.model_copy(update={"backbone": gelu.backbone.model_copy(update={"activation": "relu"})})
+    student = replace(job, experiment=job.experiment.model_copy(update={"detector": relu}), guide=gelu)
+    _, tuning = next(run_epochs(student, until=1))
+    assert tuning.teacher is not None
+    assert (tuning.student.config, tuning.teacher.config) == (relu, gelu)

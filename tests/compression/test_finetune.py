@@ -327,6 +327,23 @@ def test_a_teacher_is_fitted_without_a_guide(
         assert terms.total == pytest.approx(terms.focal + terms.boundary)
 
 
+@pytest.mark.parametrize(("activation", "apart"), [("gelu", False), ("relu", True)])
+def test_a_guide_of_another_activation(
+    make_run: Callable[..., FineTuning],
+    batches: list[WindowBatch],
+    config: DetectorConfig,
+    teacher: Model,
+    activation: str,
+    apart: bool,
+) -> None:
+    """The student has the teacher's own weights: what keeps them apart is the activation alone."""
+    backbone = config.backbone.model_copy(update={"activation": activation})
+    guide_config = config.model_copy(update={"backbone": backbone})
+    losses = make_run(start=teacher, guide_config=guide_config).train_step(batches[0])
+    assert (losses.feature > 1e-4) is apart
+    assert (losses.boundary_distillation > 1e-4) is apart
+
+
 def test_terms_add_up(make_run: Callable[..., FineTuning], batches: list[WindowBatch]) -> None:
     run = make_run(alignment={"feature_weight": 0.5, "class_weight": 2.0, "boundary_weight": 3.0})
     terms = run.train_step(batches[0])

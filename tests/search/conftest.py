@@ -142,6 +142,8 @@ class World:
     tasks: list[SweepTask] = field(default_factory=list)
     aligned: list[AlignTask] = field(default_factory=list)
     told: list[tuple[str, Sequence[CandidateScore], bool]] = field(default_factory=list)
+    lift: float = 1.1
+    """By which alignment strengthens every block."""
     timed: int = 0
     lines: list[str] = field(default_factory=list)
     latency_ms: Callable[[Model], float] = lambda model: 10.0 * len(model.kept_blocks)
@@ -183,7 +185,7 @@ class World:
     def align(self, task: AlignTask) -> Alignment:
         self.aligned.append(task)
         weights = {
-            name: value * np.float32(1.1) if "blocks" in name else value
+            name: value * np.float32(self.lift) if "blocks" in name else value
             for name, value in task.student.weights.items()
         }
         curves = pa.table({"learning_rate": [1e-4, 1e-4], "epoch": [1, 2], "loss": [0.5, 0.25 / task.round]})
@@ -220,17 +222,17 @@ class World:
         )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_world() -> Callable[..., World]:
     """World(...) with recipe changes given as `stopping__max_drops=1`-like keys under `recipe_`."""
 
     def make(changes: Mapping[str, Any] | None = None, **fields: Any) -> World:
-        return World(recipe=recipe(**(changes or {})), **fields)
+        return World(**{"recipe": recipe(**(changes or {})), **fields})
 
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recipe() -> Callable[..., Recipe]:
     return recipe
 

@@ -52,6 +52,16 @@ def test_a_whole_run(tmp_path: Path, make_world) -> None:
     assert all(task.teacher is None for task in world.tasks)
 
 
+def test_one_shot_aligns_once_after_the_last_drop(tmp_path: Path, make_world) -> None:
+    world = make_world({"experiment__alignment__rounds": "last", "experiment__scoring__drops": (3, 1)})
+    first, second = world.run(str(tmp_path)).rounds
+    assert [task.round for task in world.aligned] == [2]
+    assert world.aligned[0].student.kept_blocks == (0, 2)
+    assert world.aligned[0].student.weights["backbone.blocks.0.w"] == np.float32(0.9)  # the teacher's own
+    assert (first.learning_rate, first.epoch, first.curves.num_rows) == (None, 0, 0)
+    assert (second.learning_rate, second.epoch) == (1e-4, 2)
+
+
 def test_summary(tmp_path: Path, make_world) -> None:
     summary = make_world().run(str(tmp_path))
     stored = read_summary(tmp_path)

@@ -56,6 +56,8 @@ def test_a_compression(tiny_recipe: str) -> None:
         checkpoint_bytes(experiment, experiment.alignment, 4), teacher_checkpoint_bytes(experiment, 4)
     )
     assert found.total == found.bundles + found.checkpoints + found.tables
+    given = load_recipe(tiny_recipe, ["scoring.drops=[1,2]"]).experiment
+    assert compression_footprint(given, split).tables == 48 * 200 * 3 * 7
 
 
 def test_rounds_that_may_be_rolled_back_count(tiny_recipe: str) -> None:

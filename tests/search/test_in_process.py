@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pbd_ray.cluster.run import _publish, run_compression
+from pbd_ray.compression.finetune import Diverged
 from pbd_ray.config import load_recipe
+from pbd_ray.data.source import VideoSource, load_split
+from pbd_ray.search import in_process
 from pbd_ray.search.ledger import Ledger
+from pbd_ray.search.state import AlignTask, Model
 
 BLOCKS = 4
 
@@ -84,6 +89,22 @@ def test_the_last_model_that_stands_is_named(
     _publish(world.recipe, Ledger.existing(str(tmp_path)), summary)
     named = [line.split(f"{tmp_path}/")[-1] for line in capsys.readouterr().out.splitlines()]
     assert model in named
+
+
+def test_a_grid_trains_on_the_device_that_scores(tiny_recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(tiny_recipe, ["device=cuda", "gpus_per_worker=1"])
+    split, asked = load_split(recipe, print), []
+
+    def no_gpu(job: object, device: torch.device) -> None:
+        asked.append(device)
+        raise Diverged("there is no GPU here")
+
+    monkeypatch.setattr(in_process, "run_epochs", no_gpu)
+    steps = in_process.in_process_steps(recipe, split, VideoSource("nowhere"), print)
+    nothing = Model((0,), {})
+    with pytest.raises(Diverged, match="no GPU"):
+        steps.align(AlignTask(1, nothing, nothing, "parent"))
+    assert set(asked) == {torch.device("cuda")}
 
 
 def _run(recipe: str, cache: Path, folder: Path, *overrides: str):  # type: ignore[no-untyped-def]

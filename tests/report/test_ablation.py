@@ -1,0 +1,62 @@
+"""Tables of an ablation as files and as text."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, fields, replace
+
+import pytest
+from pyarrow import csv
+
+from pbd_ray.report.ablation import SCHEMA, AblationRow, AblationTable, ablation_text, arrow_table
+
+BEST = AblationRow(
+    table="E", row="fine-tuned", drops=2, runs=3, seeds=3, map=0.91, deviation=0.0123, against=None,
+    difference=None, low=None, high=None, unreliable=None, expected=None, verdict=None, smallest_seen=None,
+    paper_map=0.7137, blocks="2, 4; 2, 5; 2, 4", learning_rates="0.0001, 1e-05; 0.001, 0.001; 0.0001, 0.001",
+    trainable=None, zeros=None, negative=None, dtype=None,
+)  # fmt: skip
+WORSE = replace(
+    BEST, row="not", map=0.9, against="fine-tuned", difference=0.01, low=-0.02, high=0.04, unreliable=True,
+    expected="above", verdict="undecided", smallest_seen=0.03, paper_map=None, deviation=None,
+)  # fmt: skip
+
+
+def text(*rows: AblationRow) -> str:
+    return ablation_text(AblationTable("E", "fine-tuning", "a note", 0.95, rows), "mAP@0.5")
+
+
+def test_files_hold_every_field() -> None:
+    assert SCHEMA.names == [field.name for field in fields(AblationRow)]
+    table = arrow_table([BEST, WORSE])
+    assert table.to_pylist() == [asdict(BEST), asdict(WORSE)]
+    written = io.BytesIO()
+    csv.write_csv(table, written)
+    read = csv.read_csv(io.BytesIO(written.getvalue())).to_pylist()
+    assert [row["difference"] for row in read] == [None, 0.01]
+    assert read[0]["blocks"] == BEST.blocks
+
+
+def test_text() -> None:
+    lines = text(BEST, WORSE).splitlines()
+    assert (lines[0], lines[-1]) == ("Table E: fine-tuning", "a note")
+    assert "its lead (95% interval)" in lines[1] and "zeros" not in lines[1] and "trainable" not in lines[1]
+    assert lines[3].split("  ")[0].strip() == "fine-tuned"
+    for shown in ("0.9100", "0.0123", "0.7137", "2, 4; 2, 5; 2, 4"):
+        assert shown in lines[3]
+    assert "+0.0100 [-0.0200, +0.0400] unreliable" in lines[4]
+    assert "undecided (sees 0.0300)" in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"verdict": "holds", "smallest_seen": None}, "holds"),
+        ({"smallest_seen": 0.0}, "undecided (not one video differs)"),
+        ({"trainable": 12345}, "12,345"),
+        ({"zeros": 0.7, "negative": 0.65}, "0.7000"),
+        ({"map": None, "difference": None, "low": None, "high": None}, "-"),
+    ],
+)
+def test_what_a_row_may_lack_or_have(change: dict[str, object], shown: str) -> None:
+    assert shown in text(BEST, replace(WORSE, **change)).splitlines()[4]  # type: ignore[arg-type]
