@@ -72,9 +72,7 @@ def ablation_recipe(recipe: Recipe) -> Recipe:
         )
     if experiment.max_drops < 1:
         raise ConfigError(f"stopping.max_drops {experiment.max_drops}: an ablation needs a block to drop")
-    rules = ("target_macs_ratio", "target_latency_ratio", "tolerance", "guardrails")
-    none = dict.fromkeys(f"stopping.{rule}" for rule in rules)
-    return changed(recipe, {**none, "stopping.max_drops": experiment.max_drops})
+    return changed(recipe, {"stopping": {"max_drops": experiment.max_drops}})
 
 
 def run_recipe(base: Recipe, run: Run, run_dir: str, order: Sequence[int] | None) -> Recipe:
