@@ -1,4 +1,4 @@
-"""The figures of a run's report, each one axes: thin drawing, the numbers come from `*_info` functions."""
+"""The figures of pages, each one axes: thin drawing, the numbers come from `*_info` functions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pbd_ray.metrics.detad import OUTCOMES, Detad
+from pbd_ray.report.ablation import AblationRow
 from pbd_ray.report.detection_figures import profile_info
 from pbd_ray.report.explain import CandidateInfo
 from pbd_ray.report.findings import ClassInfo, RateCurve
@@ -131,6 +132,21 @@ def draw_pairs(axes: Any, pairs: Mapping[str, tuple[float, float]], name: str) -
         return
     axes.set_ylim(min(0.0, 1.1 * bottom), 1.2 * max(0.0, top))
     axes.legend(loc="best")
+
+
+def draw_rows(axes: Any, rows: Sequence[AblationRow], name: str) -> None:
+    """mAP of every row of an ablation's table, in its order, and the deviation of its runs."""
+    for place, row in enumerate(rows):
+        if row.map is None:
+            continue
+        spread = row.deviation or 0.0
+        ends = (row.map - spread, row.map + spread)
+        axes.plot(ends, (place, place), color=MUTED, linewidth=2, solid_capstyle="butt")
+        axes.plot(row.map, place, "o", markersize=6, color=ACCENT if row.verdict is None else SECOND)
+    axes.set_yticks(range(len(rows)), [_short(row.row, 34) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(name)
+    axes.grid(axis="y", visible=False)
 
 
 def _short(name: str, most: int = 24) -> str:
