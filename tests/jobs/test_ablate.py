@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pbd_ray.cluster import ablation_sweep
 from pbd_ray.compression.finetune import Diverged
 from pbd_ray.detector.bundle import load_bundle
 from pbd_ray.search import relu_swap
@@ -61,6 +62,13 @@ def test_killed_failed_and_gone_on_with(
     assert whole.status == 0, whole.err
     assert {path.name for path in (undisturbed / "arms").iterdir()} == {f"{run}-seed4" for run in RUNS}
 
+    monkeypatch.setattr(ablation_sweep, "attempt", lambda task, shared, say: "out of luck")
+    none = ablate(disturbed)
+    monkeypatch.undo()
+    assert none.status == 1
+    assert "ours-seed4: out of luck; none-greedy-seed4: out of luck; relu-seed4: needs ours-seed4" in none.err
+    assert pq.read_table(disturbed / "tables" / "E.parquet").column("runs").to_pylist() == [0] * 4
+
     write = Storage.write
 
     def dies(storage: Storage, name: str, content: bytes) -> None:
@@ -96,8 +104,8 @@ def test_killed_failed_and_gone_on_with(
     assert (ours / "rounds" / "01" / "alignment.parquet").stat().st_mtime_ns == aligned
     measured = json.loads((ours / "teacher" / "measured.json").read_text())
     assert set(measured) == {"latency"}, "the teacher is evaluated once for all runs"
-    assert "ablation, free runs: 2, 2 on record" in again.out
-    assert "ablation, following runs: 2, 1 on record" in again.out
+    assert "ablation, free runs: 0 of 2 to do" in again.out
+    assert "ablation, following runs: 1 of 2 to do" in again.out
     assert not (disturbed / "ray").exists()
 
     check_sparsity(disturbed)
