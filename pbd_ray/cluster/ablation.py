@@ -6,12 +6,13 @@ The output directory is a run directory without rounds of its own:
     teacher/           the bundle that all runs start from, and its evaluation
     arms/NAME-seedK/   a run directory each
     tables/            one CSV and one Parquet file a table
+    ablation.html      the same as a page (report/ablation_page.py)
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pyarrow import csv
 
@@ -28,6 +29,8 @@ from pbd_ray.config import Recipe, RunError
 from pbd_ray.data.annotations import Annotations, Split
 from pbd_ray.data.source import load_split
 from pbd_ray.report.ablation import AblationTable, ablation_text, arrow_table
+from pbd_ray.report.ablation_page import PAGE, ablation_page
+from pbd_ray.report.rounds import headline_name
 from pbd_ray.search.ablation import OURS, Run, run_recipe
 from pbd_ray.search.ablation_results import RunReader, ablation_table
 from pbd_ray.search.ablation_run import RunTask
@@ -54,10 +57,11 @@ def run_ablation(base: Recipe, plan: Sequence[TablePlan]) -> tuple[AblationTable
     finished = job_finished(base.execution.ray_address)
     with sigterm_as_interrupt(), owned(storage, submission_id(), finished) as owner:
         outcomes, test = _run_all(base, plan, storage, owner)
-        tables = _tables(base, plan, storage, test)
-    failed = [f"{name}: {reason}" for name, reason in outcomes.items() if reason is not None]
+        failed = {name: reason for name, reason in outcomes.items() if reason is not None}
+        tables = _tables(base, plan, storage, test, failed)
     if failed:
-        raise RunError(f"{len(failed)} runs failed ({'; '.join(failed)}); the same command goes on from here")
+        told = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise RunError(f"{len(failed)} runs failed ({told}); the same command goes on from here")
     return tables
 
 
@@ -129,21 +133,24 @@ def _bytes(base: Recipe, plan: Sequence[TablePlan], split: Split) -> int:
 
 
 def _tables(
-    base: Recipe, plan: Sequence[TablePlan], storage: Storage, test: Annotations
+    base: Recipe, plan: Sequence[TablePlan], storage: Storage, test: Annotations, failed: Mapping[str, str]
 ) -> tuple[AblationTable, ...]:
-    """Written as CSV and Parquet, and printed."""
+    """Written as CSV, Parquet and a page, and printed."""
 
     def where(run: Run) -> str | None:
         task = _task(base, run)
         return task.recipe.run_dir if task is not None and task.finished else None
 
-    reader, tiou = RunReader(base, where, test), base.experiment.evaluation.headline_tiou
+    reader, headline = RunReader(base, where, test), headline_name(base.experiment.evaluation.headline_tiou)
     tables = tuple(ablation_table(table, reader) for table in plan)
     for table in tables:
         rows, text = arrow_table(table.rows), io.BytesIO()
         csv.write_csv(rows, text)
         storage.write(f"tables/{table.letter}.csv", text.getvalue())
         storage.write_table(f"tables/{table.letter}.parquet", rows)
-        print(ablation_text(table, "average mAP" if tiou == "average" else f"mAP@{tiou:g}"), flush=True)
-    say(storage.uri("tables"))
+        print(ablation_text(table, headline), flush=True)
+    page = ablation_page(tables, base.experiment.name, headline, base.to_yaml(), failed)
+    storage.write(PAGE, page.encode())
+    for name in ("tables", PAGE):
+        say(storage.uri(name))
     return tables

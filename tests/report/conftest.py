@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,44 @@ def measured(seconds: float) -> dict[str, Any]:
         },
         "latency": {"p50_ms": 8.0, "p95_ms": 9.0},
     }
+
+
+class ParsedPage(HTMLParser):
+    """Elements with their attributes, texts, and whether every element is closed in order."""
+
+    VOID = frozenset({"meta", "link", "br", "path", "use", "rect"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="session")
+def parse() -> Callable[[str], ParsedPage]:
+    """parse(html) -> its elements and texts; every element must be closed, in order."""
+    return ParsedPage
 
 
 @pytest.fixture(scope="session")

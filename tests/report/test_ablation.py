@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from typing import Any
 
 import pytest
 from pyarrow import csv
 
 from pbd_ray.report.ablation import SCHEMA, AblationRow, AblationTable, ablation_text, arrow_table
+from pbd_ray.report.ablation_page import ablation_page
 
 BEST = AblationRow(
     table="E", row="fine-tuned", drops=2, runs=3, seeds=3, map=0.91, deviation=0.0123, against=None,
@@ -60,3 +63,26 @@ def test_text() -> None:
 )
 def test_what_a_row_may_lack_or_have(change: dict[str, object], shown: str) -> None:
     assert shown in text(BEST, replace(WORSE, **change)).splitlines()[4]  # type: ignore[arg-type]
+
+
+def test_page(parse: Callable[[str], Any]) -> None:
+    """Verdicts first, each table with its figure; what a user named is escaped."""
+    holds = replace(WORSE, row="<i>none</i>", verdict="holds", smallest_seen=None, low=0.001)
+    tables = [
+        AblationTable("E", "fine-tuning", "a note", 0.95, (BEST, WORSE, holds)),
+        AblationTable("C", "sparse", "", 0.95, (replace(BEST, zeros=0.75, negative=0.5, dtype="float32"),)),
+    ]
+    page = parse(ablation_page(tables, "a <run>", "mAP@0.5", "recipe: 1", {"full-seed0": "loss <nan>"}))
+    texts = " ".join(page.texts)
+    assert "Of 2 orderings of the paper: 1 holds, 0 contradicts, 1 undecided" in texts
+    assert [line for line in page.texts if line == "full-seed0: loss <nan>"]
+    assert "fine-tuned above <i>none</i>" in texts
+    assert "undecided, could have seen 0.0300" in texts
+    assert "+0.0100 [-0.0200, +0.0400] unreliable" in texts
+    assert "0.7500" in texts
+    assert not page.all("i")
+    figures = page.all("svg")
+    assert [figure["role"] for figure in figures] == ["img", "img"]
+    assert "not 0.9000" in figures[0]["aria-label"]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)

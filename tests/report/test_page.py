@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -13,37 +14,7 @@ from pbd_ray.metrics.detad_rules import ACTIVITYNET, THUMOS14
 from pbd_ray.report.evidence import Evidence
 from pbd_ray.report.page import depth_map_info, report_page
 
-
-class Page(HTMLParser):
-    """Elements with their attributes, texts, and whether every element is closed in order."""
-
-    VOID = frozenset({"meta", "link", "br", "path", "use", "rect"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
+Parse = Callable[[str], Any]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +22,8 @@ def text(evidence: Evidence) -> str:
     return report_page(evidence)
 
 
-def test_nothing_is_loaded(text: str) -> None:
-    page = Page(text)
+def test_nothing_is_loaded(text: str, parse: Parse) -> None:
+    page = parse(text)
     assert not page.all("script")
     assert [link["href"] for link in page.all("link")] == ["data:,"]
     for tag in ("img", "iframe", "object"):
@@ -66,9 +37,9 @@ def test_nothing_is_loaded(text: str) -> None:
             assert value is None or value.startswith(("#", "data:,"))
 
 
-def test_what_users_named_is_escaped(text: str) -> None:
+def test_what_users_named_is_escaped(text: str, parse: Parse) -> None:
     """Classes, videos, reasons and the experiment are called like markup."""
-    page = Page(text)
+    page = parse(text)
     assert not page.all("i")
     assert not page.all("b")
     assert not page.all("run")
@@ -77,13 +48,13 @@ def test_what_users_named_is_escaped(text: str) -> None:
         assert shown in texts
 
 
-def test_identifiers_are_unique(text: str) -> None:
-    found = Counter(attributes["id"] for _, attributes in Page(text).elements if "id" in attributes)
+def test_identifiers_are_unique(text: str, parse: Parse) -> None:
+    found = Counter(attributes["id"] for _, attributes in parse(text).elements if "id" in attributes)
     assert [name for name, count in found.items() if count > 1] == []
 
 
-def test_every_figure_has_words(text: str) -> None:
-    figures = Page(text).all("svg")
+def test_every_figure_has_words(text: str, parse: Parse) -> None:
+    figures = parse(text).all("svg")
     assert len(figures) == 3 + 1 + 6 + 3 + 6  # costs, classes, DETAD, candidates, learning rates
     for attributes in figures:
         assert attributes["role"] == "img"
@@ -101,8 +72,8 @@ def test_every_variable_is_defined_in_both_themes(text: str) -> None:
     assert themed <= set(re.findall(r"--([a-z0-9-]+):", printed))
 
 
-def test_the_answer_is_the_last_that_stands(text: str) -> None:
-    texts = Page(text).texts
+def test_the_answer_is_the_last_that_stands(text: str, parse: Parse) -> None:
+    texts = parse(text).texts
     assert "4 blocks became 2, with 33% fewer multiplications" in texts
     assert [line for line in texts if line.startswith("Undecided: 2 of 4 blocks are gone (2, 3).")]
 
@@ -124,20 +95,20 @@ def test_equal_evidence_gives_an_equal_page(evidence: Evidence, text: str) -> No
     assert report_page(evidence, ACTIVITYNET) != text
 
 
-def test_before_the_first_round(evidence: Evidence) -> None:
+def test_before_the_first_round(evidence: Evidence, parse: Parse) -> None:
     """From the teacher's commit on there is a page."""
     summary = {**evidence.summary, "rounds": [], "stop_reason": None}
-    texts = Page(report_page(replace(evidence, summary=summary, rounds=()))).texts
+    texts = parse(report_page(replace(evidence, summary=summary, rounds=()))).texts
     assert "The teacher, 4 blocks" in texts
     assert [line for line in texts if "The run is not over" in line]
 
 
-def test_without_scores_and_training(evidence: Evidence) -> None:
+def test_without_scores_and_training(evidence: Evidence, parse: Parse) -> None:
     """Blocks that the recipe named, no fine-tuning."""
     changes = {"criterion": "given", "candidates": {}, "undropped_score": None, "lr": None, "epoch": 0}
     rounds = [{**entry, **changes} for entry in evidence.summary["rounds"]]
     depths = [replace(depth, curves=None, measured={}) for depth in evidence.rounds]
-    texts = Page(
+    texts = parse(
         report_page(replace(evidence, summary={**evidence.summary, "rounds": rounds}, rounds=depths))
     ).texts
     assert [line for line in texts if "nothing was scored" in line]
