@@ -214,6 +214,13 @@ def warnings_info(evidence: Evidence) -> tuple[str, ...]:
     if summary["quarantined"]:
         left_out = len(summary["quarantined"])
         found.append(f"Videos that could not be used and are left out: {left_out}; they are listed below.")
+    found += [
+        f"Round {one['round']}, {one['rolled_back']}." for one in summary["rounds"] if not one["standing"]
+    ]
+    doubtful = [str(entry["round"]) for entry in summary["rounds"] if entry["undecided"]]
+    if doubtful:
+        rounds = ", ".join(doubtful)
+        found.append(f"The selection videos leave open whether these rounds should stand: {rounds}.")
     for entry in summary["rounds"]:
         interval = entry["interval"]
         if interval["unreliable"]:

@@ -13,7 +13,7 @@ from pbd_ray.report.findings import answer_text, warnings_info
 from pbd_ray.report.outcome_parts import comparison_part, errors_part, frontier_part
 from pbd_ray.report.parts import Part, Table, signed
 from pbd_ray.report.rounds import DepthInfo, depths_info, frontier, headline_name
-from pbd_ray.report.search_parts import candidates_part, cost_part, rates_part
+from pbd_ray.report.search_parts import candidates_part, cost_part, judgement_part, rates_part
 from pbd_ray.report.templates import render
 
 REPORT = "report.html"
@@ -72,7 +72,8 @@ def report_page(evidence: Evidence, rules: DetadRules | None = None) -> str:
     if standing:
         student = standing[-1][1].detections
         parts += [comparison_part(evidence, student, headline), errors_part(evidence, student, rules)]
-    parts += [candidates_part(evidence), rates_part(evidence, headline), cost_part(evidence)]
+    parts += [candidates_part(evidence), judgement_part(evidence)]
+    parts += [rates_part(evidence, headline), cost_part(evidence)]
     return render(
         "run.html.j2",
         title=f"{experiment.name}: {len(standing)} blocks dropped",

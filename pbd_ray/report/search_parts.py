@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from pbd_ray.report import panels
 from pbd_ray.report.evidence import Evidence
 from pbd_ray.report.explain import AXIS, MEANING, CandidateInfo, candidates_info
 from pbd_ray.report.findings import RateCurve, curves_info
-from pbd_ray.report.parts import Figure, Part, Table, figure, row_height
+from pbd_ray.report.parts import Figure, Part, Table, figure, row_height, signed
 from pbd_ray.report.search_cost import StageCost, search_cost_info
+
+_GUARDED = {"class_loss": "AP of", "false_negative_rise": "share missed of"}
 
 
 def candidates_part(evidence: Evidence) -> Part | None:
@@ -40,6 +43,31 @@ def candidates_part(evidence: Evidence) -> Part | None:
         "Dashed: the student with nothing removed."
     )
     return Part("Why these blocks", text, tuple(figures), folded=tuple(tables))
+
+
+def judgement_part(evidence: Evidence) -> Part | None:
+    """What the selection videos said of every round; None where the recipe lets them say nothing."""
+    rounds = evidence.summary["rounds"]
+    rows = []
+    for entry in rounds:
+        interval = entry["selection_interval"]
+        if interval is not None:
+            limit = f"-{interval['margin']:g}"
+            rows.append((str(entry["round"]), "mAP", _difference(interval), limit, interval["verdict"]))
+        for guard in entry["guards"]:
+            limit = f"{-guard['limit']:g}" if guard["what"] == "class_loss" else f"{guard['limit']:+g}"
+            name = f"{_GUARDED[guard['what']]} {guard['name']}"
+            rows.append((str(entry["round"]), name, _difference(guard), limit, guard["verdict"]))
+    if not rows:
+        return None
+    back = [f"Round {entry['round']} was rolled back." for entry in rounds if not entry["standing"]]
+    text = (
+        "Whether a round stands is decided on the selection videos, student less teacher: only what is "
+        "inferior, its whole interval beyond the limit, is rolled back; undecided goes on."
+    )
+    columns = ("round", "of", "difference (interval)", "limit", "verdict")
+    table = Table("Student less teacher, selection videos", columns, tuple(rows))
+    return Part("Which rounds stand", " ".join([text, *back]), tables=(table,))
 
 
 def rates_part(evidence: Evidence, headline: str) -> Part | None:
@@ -80,6 +108,10 @@ def cost_part(evidence: Evidence) -> Part | None:
     columns = ("round", "stage", "seconds", "expected", "CPU hours", "GPU hours")
     rows = (*(_stage_row(stage) for stage in stages), total)
     return Part("What the search cost", text, tables=(Table("By round and stage", columns, rows),))
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    return signed(found["difference"], found["low"], found["high"])
 
 
 def _candidates_table(number: int, candidates: Sequence[CandidateInfo]) -> Table:

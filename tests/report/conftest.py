@@ -107,6 +107,7 @@ def round_entry(number: int, block: int, kept: list[int], quality: float, **chan
         **depth_entry(kept, quality),
         "interval": interval,
         "selection_interval": None,
+        "guards": [],
         **changes,
     }
 
@@ -174,7 +175,12 @@ def parse() -> Callable[[str], ParsedPage]:
 @pytest.fixture(scope="session")
 def evidence() -> Evidence:
     test = videos()
-    back = round_entry(2, 1, [0, 3], 0.3, standing=False, rolled_back="selection mAP is worse")
+    worse = {"difference": -0.3, "low": -0.4, "high": -0.2, "margin": 0.02, "verdict": "inferior"}
+    lost = {"what": "class_loss", "name": CLASSES[0], "limit": 0.1, "verdict": "undecided", "left_out": 0}
+    guards = [lost | {"difference": -0.08, "low": -0.15, "high": 0.01}]
+    reason = "inferior on selection videos: mAP less the teacher's -0.3"
+    changes = {"standing": False, "rolled_back": reason, "selection_interval": worse, "guards": guards}
+    back = round_entry(2, 1, [0, 3], 0.3, **changes)
     first, last = round_entry(1, 2, [0, 1, 3], 0.61), round_entry(3, 3, [0, 1], 0.59)
     recipe = {
         "name": "a <run>",

@@ -17,6 +17,7 @@ from pbd_ray.report.evidence import Evidence
 from pbd_ray.report.findings import answer_text, comparison_info, curves_info, warnings_info
 from pbd_ray.report.outcome_parts import errors_part, gain_pairs, missed_pairs
 from pbd_ray.report.rounds import depths_info, frontier
+from pbd_ray.report.search_parts import judgement_part
 
 
 def test_comparison_is_the_evaluators(evidence: Evidence) -> None:
@@ -110,6 +111,19 @@ def test_lossless_is_said_only_where_it_holds(evidence: Evidence, verdict: str, 
     assert "margin set beforehand is 0.01" in told
 
 
+def test_judgement(evidence: Evidence) -> None:
+    """Only where the recipe had rounds judged."""
+    part = judgement_part(evidence)
+    assert part is not None
+    assert part.text.endswith("Round 2 was rolled back.")
+    assert part.tables[0].rows == (
+        ("2", "mAP", "-0.3000 [-0.4000, -0.2000]", "-0.02", "inferior"),
+        ("2", "AP of <b>jump</b> & $run$", "-0.0800 [-0.1500, +0.0100]", "-0.1", "undecided"),
+    )
+    plain = [entry for entry in evidence.summary["rounds"] if entry["standing"]]
+    assert judgement_part(replace(evidence, summary={**evidence.summary, "rounds": plain})) is None
+
+
 def test_no_round_yet(evidence: Evidence) -> None:
     assert "No block is dropped yet" in answer_text(
         depths_info({"teacher": evidence.summary["teacher"], "rounds": []}), None, "mAP@0.5"
@@ -117,7 +131,9 @@ def test_no_round_yet(evidence: Evidence) -> None:
 
 
 def test_warnings(evidence: Evidence, make_detections: Callable[[Annotations, float, int], pa.Table]) -> None:
-    assert [line for line in warnings_info(evidence) if "left out: 1" in line]
+    lines = warnings_info(evidence)
+    assert [line for line in lines if "left out: 1" in line]
+    assert "Round 2, inferior on selection videos: mAP less the teacher's -0.3." in lines
     few = dict(evidence.summary["rounds"][0]["interval"], unreliable=True, videos=8)
     summary = {
         **evidence.summary,
