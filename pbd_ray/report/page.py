@@ -140,7 +140,7 @@ def _depths_table(depths: Sequence[DepthInfo]) -> Table:
         *(f"mAP@{tiou}" for tiou in depths[0].map),
         "average",
     ]
-    columns += ["less the teacher's (interval)", "block MACs", "MACs", "parameters", "latency"]
+    columns += ["less the teacher's (interval)", "MACs", "parameters", "latency"]
     rows = []
     for depth in depths:
         less = "–" if depth.difference is None else signed(depth.difference, depth.low, depth.high)

@@ -25,6 +25,11 @@ class Table:
     prose: bool = False
     """Its cells are texts: to the left, and broken where they are long."""
 
+    def __post_init__(self) -> None:
+        assert {len(row) for row in self.rows} <= {len(self.columns)}, (
+            f"{self.caption}: a cell for each column"
+        )
+
 
 @dataclass(frozen=True)
 class Part:

@@ -145,7 +145,10 @@ def test_themes_differ(opened: Opened) -> None:
 
 
 def test_on_paper(opened: Opened) -> None:
-    """White, whatever the screen's theme is, with figures in dark ink and every table whole."""
+    """White, whatever the screen's theme is, with figures in dark ink and every table whole and unfolded."""
+    shown = "e.checkVisibility({contentVisibilityAuto: true})"
+    folded = f"[...document.querySelectorAll('details table')].map(e => {shown})"
+    assert set(opened.ask(folded)) == {False}
     opened.page.emulate_media(media="print")
     assert opened.ask(f"({LUMINANCE})(getComputedStyle(document.body).backgroundColor)") == pytest.approx(1.0)
     assert contrast(opened, "figure svg text", "fill") >= 7
