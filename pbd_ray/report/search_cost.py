@@ -41,7 +41,7 @@ def search_cost_info(evidence: Evidence) -> tuple[StageCost, ...]:
         before = entries[_parent(entries, number)]
         for stage, facts in depth.measured.get("stages", {}).items():
             seconds = float(facts["seconds"])
-            work = _work(stage, facts, entry, before, evidence)
+            work = _work(stage, facts, entry, before, summary["teacher"])
             expected = None
             if stage in first and work is not None:
                 base_seconds, base_work = first[stage]
@@ -66,21 +66,20 @@ def _work(
     facts: Mapping[str, Any],
     entry: Mapping[str, Any],
     before: Mapping[str, Any],
-    evidence: Evidence,
+    teacher: Mapping[str, Any],
 ) -> float | None:
     """MACs in units of nothing in particular: only ratios within one stage count."""
-    teacher = evidence.summary["teacher"]
     if stage == "align":
         epochs = sum(run["epochs"] for run in facts.get("learning_rates", {}).values())
         return float(epochs * (_TRAINING_FORWARDS * entry["macs"] + teacher["macs"]))
     if stage in ("evaluation", "selection"):
         return float(entry["macs"])
     if stage == "scores":
-        return _scoring_work(entry, before, evidence)
+        return _scoring_work(entry, before)
     return None
 
 
-def _scoring_work(entry: Mapping[str, Any], before: Mapping[str, Any], evidence: Evidence) -> float:
+def _scoring_work(entry: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     """One pass of the student over all scoring videos, and of every candidate on those it was scored on
     from its fork on (docs/scoring.md)."""
     blocks, candidates = before["kept_blocks"], entry["candidates"]
