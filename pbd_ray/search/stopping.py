@@ -46,7 +46,7 @@ def stop_reason(standing: Standing, stopping: StoppingConfig, max_drops: int) ->
     target = stopping.target_latency_ratio
     if target is not None and standing.latency_ratio <= target:
         return f"latency is {standing.latency_ratio:.4f} of the teacher's, target {target}"
-    if standing.rolled_back and len(standing.rolled_back) > stopping.runner_ups:
+    if len(standing.rolled_back) > stopping.runner_ups:
         return f"{_given_up(standing.rolled_back)} (stopping.runner_ups {stopping.runner_ups})"
     if standing.rolled_back and not standing.untried:
         return f"{_given_up(standing.rolled_back)} (no other candidate is left)"
