@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,16 +23,21 @@ def exit_status(action: Callable[[], int | None]) -> int:
 
     Returns:
         0, or what the action returns; 2 for what the user can mend; 1 for a run that cannot go on; 130 after
-        an interrupt.
+        an interrupt; 141 where nobody reads what is printed any more (`| head`).
     """
     try:
-        return action() or 0
+        status = action() or 0
+        sys.stdout.flush()
+        return status
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        return 141
 
 
 def throttled(seconds: float, tell: Callable[[str], None] = say) -> Callable[[str], None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from pbd_ray.cluster import monitoring
@@ -30,6 +33,17 @@ def test_known_ends_are_one_line(
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         monitoring.exit_status(lambda: 1 / 0)
+
+
+def test_nobody_reads() -> None:
+    """`... | head`: no traceback, and the status of a process that SIGPIPE ended."""
+    module = "pbd_ray.cluster.monitoring"
+    code = f"import sys, {module} as m; sys.exit(m.exit_status(lambda: print('x' * 10**6)))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
