@@ -12,6 +12,7 @@ import pytest
 
 from pbd_ray.cluster import ablation_sweep
 from pbd_ray.compression.finetune import Diverged
+from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.detector.bundle import load_bundle
 from pbd_ray.search import relu_swap
 from pbd_ray.search.storage import Storage
@@ -84,7 +85,9 @@ def test_killed_failed_and_gone_on_with(
     teacher = (disturbed / "teacher" / "model.safetensors").stat().st_mtime_ns
     aligned = (disturbed / "arms" / "ours-seed4" / "rounds" / "01" / "alignment.parquet").stat().st_mtime_ns
 
-    def diverges(*arguments: Any) -> None:
+    def diverges(job: FineTuneJob, *rest: Any) -> None:
+        assert job.guide is not None and job.guide.backbone.activation == "gelu"
+        assert job.experiment.detector.backbone.activation == "relu"
         raise Diverged("loss nan at step 3")
 
     monkeypatch.setattr(relu_swap, "fit_grid", diverges)
