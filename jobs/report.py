@@ -2,7 +2,7 @@
 
 python jobs/report.py RUN_DIR                        # report.html, from the run directory alone
 python jobs/report.py RUN_DIR --pick latency=0.8     # which depth's bundle meets a budget
-    python jobs/report.py RUN_DIR --replay tious=0.7     # would another metric have dropped other blocks?
+python jobs/report.py RUN_DIR --replay tious=0.7     # would another metric have dropped other blocks?
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def main() -> int:
         "--replay", metavar="RULE", nargs="*", help="tious=0.3:0.7:0.1 and classes=NAME,NAME; default: as run"
     )
     arguments = parser.parse_args()
+    if (arguments.pick or arguments.replay is not None) and (arguments.output or arguments.detad):
+        parser.error("--output and --detad go with the page, not with --pick or --replay")
     return exit_status(lambda: run(arguments))
 
 

@@ -78,8 +78,11 @@ class DataConfig(Section):
     """Train and predict one class, 'action' (ActivityNet); an external classifier names the actions."""
     fit_subset: str = "training"
     selection_subset: str | None = None
-    """None: `selection_fraction` of the fit videos, drawn by `seed`, is taken out of the fit set."""
+    """None: `selection_fraction` of the fit videos is drawn and taken out of the fit set."""
     selection_fraction: Fraction = 0.1
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """Draws the selection videos; None: `experiment.seed` does. Runs with several seeds that start from one
+    teacher must share it, or some choose by videos that their teacher was trained on."""
     test_subset: str = "validation"
     blocked_videos: tuple[str, ...] = ()
     """Videos the evaluation leaves out (ActivityNet's blocked list)."""
@@ -488,10 +491,14 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _the_last_round_is_known(self) -> Experiment:
-        for rule in ("target_macs_ratio", "target_latency_ratio", "tolerance"):
+        if self.alignment.rounds == "every":
+            return self
+        for rule in ("target_macs_ratio", "target_latency_ratio"):
             value = getattr(self.stopping, rule)
-            if self.alignment.rounds == "last" and value is not None:
+            if value is not None:
                 raise ValueError(f"alignment.rounds last needs stopping.{rule} to be null, got {value:g}")
+        if self.stopping.judges:  # rounds that were never aligned
+            raise ValueError("alignment.rounds last needs stopping.tolerance and .guardrails to be null")
         return self
 
     @property

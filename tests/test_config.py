@@ -504,10 +504,18 @@ def test_changed_is_an_override_of_a_value(small: str) -> None:
         changed(recipe, {"alignment.trainables": "full"})
 
 
-@pytest.mark.parametrize("rule", ["target_macs_ratio", "target_latency_ratio", "tolerance"])
-def test_one_alignment_at_the_end_needs_a_known_end(small: str, rule: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ("target_macs_ratio", "needs stopping.target_macs_ratio to be null, got 0.5"),
+        ("target_latency_ratio", "needs stopping.target_latency_ratio to be null, got 0.5"),
+        ("tolerance", "needs stopping.tolerance and .guardrails to be null"),
+        ("guardrails.max_class_loss", "needs stopping.tolerance and .guardrails to be null"),
+    ],
+)
+def test_one_alignment_at_the_end_needs_a_known_end(small: str, rule: str, problem: str) -> None:
     assert load_recipe(small, ["alignment.rounds=last"]).experiment.alignment.rounds == "last"
-    with pytest.raises(ConfigError, match=rf"rounds last needs stopping.{rule} to be null, got 0.5"):
+    with pytest.raises(ConfigError, match=rf"alignment\.rounds last {problem}"):
         load_recipe(small, ["alignment.rounds=last", f"stopping.{rule}=0.5"])
 
 

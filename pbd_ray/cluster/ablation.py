@@ -81,9 +81,7 @@ def _run_all(
         split, source, left_out = usable_videos(base, split, Ledger(storage).quarantine())
         ledger = Ledger.open(storage, base, owner)
         ledger.record_quarantine(left_out)
-        shared = shared_inputs(
-            base, [run.seed for run in runs_of(plan)], split, source, left_out, ledger, teacher
-        )
+        shared = shared_inputs(base, split, source, left_out, ledger, teacher)
         outcomes: dict[str, str | None] = {}
         for sweep, kinds in (("free", ("free",)), ("following", ("ordered", "swapped"))):
             tasks = {run: _task(base, run) for run in runs_of(plan) if run.arm.kind in kinds}

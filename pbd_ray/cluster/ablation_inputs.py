@@ -1,15 +1,15 @@
-"""What all runs of an ablation share: the teacher, what it detects, and the videos of every seed."""
+"""What all runs of an ablation share: the videos, the teacher, and what it detects."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from pbd_ray.cluster.backend import backend_steps, fit_uncompressed
 from pbd_ray.cluster.monitoring import say
-from pbd_ray.config import Recipe, changed
+from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.quarantine import Quarantine
-from pbd_ray.data.source import VideoSource, load_split
+from pbd_ray.data.source import VideoSource
 from pbd_ray.search.ablation_run import Shared
 from pbd_ray.search.hashing import weights_hash
 from pbd_ray.search.ledger import Ledger, LedgerError
@@ -20,7 +20,6 @@ from pbd_ray.search.sweeping import Sweeper
 
 def shared_inputs(
     base: Recipe,
-    seeds: Iterable[int],
     split: Split,
     source: VideoSource,
     left_out: Quarantine,
@@ -30,7 +29,7 @@ def shared_inputs(
     """Read what the ablation's directory holds of it; find, and write there, what is missing.
 
     Args:
-        split: of the recipe's own seed, without the videos that are left out.
+        split: without the videos that are left out.
         given: files of the teacher that the recipe names; None: it is to be fitted.
 
     Raises:
@@ -38,7 +37,7 @@ def shared_inputs(
     """
     teacher = _teacher(base, split, source, ledger, given)
     evaluation = _evaluation(base, split, source, ledger, teacher)
-    return Shared(_splits(base, seeds, split, left_out), teacher, evaluation, left_out)
+    return Shared(split, teacher, evaluation, left_out)
 
 
 def _teacher(
@@ -73,13 +72,3 @@ def _evaluation(
     folder, storage = f"{ledger.teacher.name}/evaluation", ledger.storage
     names = sorted(storage.names(folder), key=lambda name: (not name.endswith("plan.json"), name))
     return {name: storage.read(name) for name in names}
-
-
-def _splits(base: Recipe, seeds: Iterable[int], split: Split, left_out: Quarantine) -> dict[int, Split]:
-    """By seed, which may draw the selection videos; with what was found out about each video's file."""
-    looked_at = {video.id: video for video in split.everything().videos}
-    splits = {}
-    for seed in set(seeds):
-        drawn = left_out.without(load_split(changed(base, {"seed": seed}), lambda line: None))
-        splits[seed] = drawn.map(lambda video: looked_at[video.id])
-    return splits

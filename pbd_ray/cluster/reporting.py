@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pbd_ray.cluster.monitoring import say
-from pbd_ray.config import ConfigError, UserError
+from pbd_ray.config import ConfigError, UserError, one_line
 from pbd_ray.metrics.detad_rules import load_rules
 from pbd_ray.report.detection_report import tious_of
 from pbd_ray.report.page import REPORT, report_page
@@ -20,8 +20,12 @@ from pbd_ray.search.replay import replay
 
 
 def write_report(ledger: Ledger) -> None:
-    """report.html in the run directory, anew."""
-    ledger.storage.write(REPORT, report_page(gather(ledger)).encode())
+    """report.html in the run directory, anew. That it cannot be made must not end a run: it says so."""
+    try:
+        ledger.storage.write(REPORT, report_page(gather(ledger)).encode())
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        say(f"no {REPORT} ({reason}), and the run goes on; python jobs/report.py makes it later")
 
 
 def make_report(run_dir: str, detad: str | None, output: str | None) -> None:

@@ -194,6 +194,9 @@ def split(annotations: Annotations, data_config: DataConfig, seed: int) -> Split
 
     Which videos a `selection_fraction` draws depends on the fit ids and the seed alone.
 
+    Args:
+        seed: of the experiment; `split_seed` goes before it.
+
     Raises:
         AnnotationError: a part is empty, or two parts would share videos.
     """
@@ -215,7 +218,8 @@ def split(annotations: Annotations, data_config: DataConfig, seed: int) -> Split
     if data_config.selection_subset is None:
         ids = sorted(video.id for video in fit.videos)
         size = min(len(ids), max(1, round(data_config.selection_fraction * len(ids))))
-        drawn = {ids[index] for index in np.random.default_rng(seed).permutation(len(ids))[:size]}
+        rng = np.random.default_rng(seed if data_config.split_seed is None else data_config.split_seed)
+        drawn = {ids[index] for index in rng.permutation(len(ids))[:size]}
         selection = fit.select(video.id for video in fit.videos if video.id in drawn)
         fit = fit.select(video.id for video in fit.videos if video.id not in drawn)
     else:

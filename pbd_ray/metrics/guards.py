@@ -14,8 +14,11 @@ import numpy as np
 
 from pbd_ray.metrics.bootstrap import Floats, bootstrap
 from pbd_ray.metrics.detad import Ints, Misses
-from pbd_ray.metrics.intervals import Verdict, class_difference_intervals, noninferiority
+from pbd_ray.metrics.intervals import RELIABLE_VIDEOS, Tiou, Verdict, difference_intervals, noninferiority
 from pbd_ray.metrics.mean_ap import Matches
+
+GUARDED = {"class_loss": "AP of", "false_negative_rise": "share missed of"}
+"""What a guard watches, in words before its name."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Guard:
     """How much AP may fall, or the share may rise."""
     verdict: Verdict
     """inferior: the whole interval is beyond the limit; holds: none of it; undecided: a part of it."""
+    videos: int
+    unreliable: bool
+    """Too few videos to decide on."""
     left_out: int
     """Replicates whose videos held no instance of it. The interval comes from the others."""
 
@@ -40,7 +46,7 @@ class Guard:
 def class_loss_guards(
     student: Matches,
     teacher: Matches,
-    tiou: float | Literal["average"],
+    tiou: Tiou,
     classes: Sequence[str],
     limit: float,
     rng: np.random.Generator,
@@ -53,9 +59,9 @@ def class_loss_guards(
         classes: names by label.
 
     Raises:
-        MetricError: as `class_difference_intervals`.
+        MetricError: as `difference_intervals`.
     """
-    found = class_difference_intervals(student, teacher, tiou, rng, replicates, confidence)
+    found = difference_intervals(student, teacher, (tiou,), rng, replicates, confidence)[tiou].classes
     return tuple(
         Guard(
             what="class_loss",
@@ -65,6 +71,8 @@ def class_loss_guards(
             high=one.high,
             limit=limit,
             verdict=noninferiority(one.low, one.high, limit),
+            videos=one.videos,
+            unreliable=one.unreliable,
             left_out=one.dropped_classes,
         )
         for label, one in found.items()
@@ -110,6 +118,8 @@ def false_negative_guards(
                 high=high,
                 limit=limit,
                 verdict=noninferiority(-high, -low, limit),
+                videos=student.videos,
+                unreliable=student.videos < RELIABLE_VIDEOS,
                 left_out=int(np.isnan(found.drawn[:, column]).sum()),
             )
         )

@@ -72,7 +72,7 @@ class AblationRow:
     smallest_seen: float | None
     """Where undecided, the difference that could just have been seen; half the interval."""
     paper_map: float | None
-    """The paper's own mAP@0.5 (VideoMAE-S, THUMOS14), where it is known."""
+    """The paper's own headline mAP (VideoMAE-S), where it is known."""
     blocks: str
     """Dropped, in order; runs are apart by '; '."""
     learning_rates: str
@@ -118,7 +118,7 @@ def ablation_text(table: AblationTable, headline: str) -> str:
         text.add_column(column, justify="right" if 0 < place < 6 else "left", no_wrap=True)
     for row in table.rows:
         cells = [row.row, str(row.drops), str(row.runs), _number(row.map), _number(row.deviation)]
-        cells += [_number(row.paper_map), row.against or "-", _interval(row), _verdict(row)]
+        cells += [_number(row.paper_map), row.against or "-", _interval(row), verdict_text(row)]
         cells += ["-" if row.trainable is None else f"{row.trainable:,}"] * trained
         cells += [_number(row.zeros), _number(row.negative)] * sparse
         text.add_row(*cells, _short(row.blocks), _short(row.learning_rates))
@@ -141,7 +141,8 @@ def _interval(row: AblationRow) -> str:
     return f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]{doubt}"
 
 
-def _verdict(row: AblationRow) -> str:
+def verdict_text(row: AblationRow) -> str:
+    """What became of the paper's ordering, and where it is undecided what could have been seen."""
     if row.verdict is None:
         return "-"
     if row.smallest_seen is None:

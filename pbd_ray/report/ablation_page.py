@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from pbd_ray.report.ablation import AblationRow, AblationTable
+from pbd_ray.report.ablation import AblationRow, AblationTable, verdict_text
 from pbd_ray.report.panels import draw_rows
 from pbd_ray.report.parts import Figure, Part, Table, figure, row_height, signed
 from pbd_ray.report.templates import render
@@ -29,11 +29,11 @@ def ablation_page(
     counts = Counter(row.verdict for row in judged)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("holds", "contradicts", "undecided"))
     text = (
-        "The paper's supplement says which way of compressing lies above which. A verdict is on that "
-        "ordering alone, here: it holds or contradicts where the whole interval of the difference lies on "
-        "one side, else it is undecided, with the smallest difference that could have been told from none. "
-        "The paper's numbers are of VideoMAE-S on THUMOS14 and stand there for their order, not to be "
-        "reached."
+        "The paper's supplement says which way of compressing lies above which, or not below it. A verdict "
+        "is on that ordering alone, here: it holds where the whole interval of the difference lies above 0 "
+        "(not below: above minus the recipe's margin), contradicts where it lies below, else it is "
+        "undecided, with the smallest difference that could have been told from none. The paper's numbers "
+        "are of VideoMAE-S on its data set and stand there for their order, not to be reached."
     )
     return render(
         "ablation.html.j2",
@@ -55,7 +55,7 @@ def _verdicts(rows: Sequence[AblationRow]) -> Table:
 
 def _claim(row: AblationRow) -> tuple[str, str, str]:
     relation = "above" if row.expected == "above" else "not below"
-    return f"{row.against} {relation} {row.row}", _difference(row), _judged(row)
+    return f"{row.against} {relation} {row.row}", _difference(row), verdict_text(row)
 
 
 def _part(table: AblationTable, headline: str) -> Part:
@@ -67,7 +67,7 @@ def _part(table: AblationTable, headline: str) -> Part:
     return Part(
         f"Table {table.letter}: {table.title}",
         table.note,
-        (_figure(table, headline),),
+        () if all(row.map is None for row in table.rows) else (_figure(table, headline),),
         (Table(f"Intervals: {table.confidence:.0%}", tuple(columns), _rows(table, sparse, trained)),),
         (
             Table(
@@ -107,12 +107,6 @@ def _difference(row: AblationRow) -> str:
     if row.difference is None:
         return "–"
     return signed(row.difference, row.low, row.high) + (" unreliable" if row.unreliable else "")
-
-
-def _judged(row: AblationRow) -> str:
-    if row.smallest_seen is None:
-        return row.verdict or "–"
-    return f"{row.verdict}, could have seen {row.smallest_seen:.4f}"
 
 
 def _number(value: float | None) -> str:

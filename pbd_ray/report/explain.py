@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pbd_ray.config import UserError
+from pbd_ray.metrics.guards import GUARDED
 
 _WIDTH = 160
 MEANING = {
@@ -41,12 +42,42 @@ class CandidateInfo:
     high: float | None
     videos: int
     stopped: bool
+    fate: str
+    """went, rolled back in an earlier round, stopped by racing; or nothing of that."""
 
 
-def candidates_info(entry: Mapping[str, Any]) -> tuple[CandidateInfo, ...]:
+@dataclass(frozen=True)
+class OriginInfo:
+    """Where a round started."""
+
+    before: Mapping[str, Any]
+    """Entry of the last round before it that stands, or of the teacher."""
+    tried: Mapping[int, int]
+    """Block -> round that took it from the same model, by the same scores, and was rolled back. The first of
+    them is the one that `behind` counts from."""
+
+
+def origin_info(summary: Mapping[str, Any], entry: Mapping[str, Any]) -> OriginInfo:
+    """What a round of `summary.json` started from."""
+    earlier = [one for one in summary["rounds"] if one["round"] < entry["round"]]
+    stood = [one for one in earlier if one["standing"]]
+    before = stood[-1] if stood else summary["teacher"]
+    last = before.get("round", 0)
+    return OriginInfo(before, {one["dropped_block"]: one["round"] for one in earlier if one["round"] > last})
+
+
+def candidates_info(entry: Mapping[str, Any], origin: OriginInfo) -> tuple[CandidateInfo, ...]:
     """Candidates of a round's entry in `summary.json`: the dropped block, then the others by score, best
     first; those that racing stopped come after those scored on all videos."""
     sign = -1.0 if entry["criterion"] == "map" else 1.0
+
+    def fate(block: int, facts: Mapping[str, Any]) -> str:
+        if block == entry["dropped_block"]:
+            return "went"
+        if block in origin.tried:
+            return f"rolled back in round {origin.tried[block]}"
+        return "stopped by racing" if facts["stopped"] else ""
+
     found = [
         CandidateInfo(
             block=int(block),
@@ -56,6 +87,7 @@ def candidates_info(entry: Mapping[str, Any]) -> tuple[CandidateInfo, ...]:
             high=facts["behind_high"],
             videos=facts["videos"],
             stopped=facts["stopped"],
+            fate=fate(int(block), facts),
         )
         for block, facts in entry["candidates"].items()
     ]
@@ -78,21 +110,18 @@ def explain_text(summary: Mapping[str, Any], round: int) -> str:
         there = f"1 to {max(entries)}" if entries else "none yet"
         raise UserError(f"round {round} is not among the committed rounds: {there}")
     entry, teacher = entries[round], summary["teacher"]
-    criterion, candidates = entry["criterion"], candidates_info(entry)
-    stood = [earlier for earlier in entries.values() if earlier["round"] < round and earlier["standing"]]
-    before = stood[-1] if stood else teacher
-    # Rolled back since: each took another block from the same model, by the same scores.
-    tried = {entries[number]["dropped_block"]: number for number in range(before.get("round", 0) + 1, round)}
+    origin = origin_info(summary, entry)
+    criterion, candidates = entry["criterion"], candidates_info(entry, origin)
     lines = [
         f"round {round}: block {entry['dropped_block']} went, {_numbers(entry['kept_blocks'])} stay",
         _standing(entry),
         f"criterion {criterion}: {MEANING[criterion]}",
     ]
     if candidates:
-        lines += ["", _scores(candidates, tried), "", *_choice(entry, candidates, tried)]
+        lines += ["", _scores(candidates), "", *_choice(entry, candidates, origin.tried)]
     rate = "nothing was trained" if entry["lr"] is None else f"{entry['lr']:.3g}, epoch {entry['epoch']}"
     lines += ["", f"learning rate chosen: {rate}"]
-    lines += ["", _costs(teacher, before, entry), ""]
+    lines += ["", _costs(teacher, origin.before, entry), ""]
     for subset, name in (("test", "interval"), ("selection", "selection_interval")):
         if entry[name] is not None:
             lines.append(f"headline mAP less the teacher's on {subset} videos: {_interval(entry[name])}")
@@ -108,21 +137,9 @@ def _standing(entry: Mapping[str, Any]) -> str:
     return "stands, undecided on selection videos" if entry["undecided"] else "stands"
 
 
-def _scores(candidates: tuple[CandidateInfo, ...], tried: Mapping[int, int]) -> str:
-    def fate(candidate: CandidateInfo) -> str:
-        if candidate.block in tried:
-            return f"rolled back in round {tried[candidate.block]}"
-        return "stopped by racing" if candidate.stopped else ""
-
+def _scores(candidates: tuple[CandidateInfo, ...]) -> str:
     rows = [
-        [
-            str(candidate.block),
-            _score(candidate.score),
-            _behind(candidate),
-            str(candidate.videos),
-            "went" if index == 0 else fate(candidate),
-        ]
-        for index, candidate in enumerate(candidates)
+        [str(one.block), _score(one.score), _behind(one), str(one.videos), one.fate] for one in candidates
     ]
     return _table(["block", "score", "behind (interval)", "videos", ""], rows)
 
@@ -149,7 +166,7 @@ def _choice(
 def _guards(guards: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
-            f"{'AP of' if guard['what'] == 'class_loss' else 'share missed of'} {guard['name']}",
+            f"{GUARDED[guard['what']]} {guard['name']}",
             f"{guard['difference']:+.4f} [{guard['low']:+.4f}, {guard['high']:+.4f}]",
             f"{guard['limit']:g}",
             guard["verdict"],

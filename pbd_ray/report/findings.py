@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from pbd_ray.config import EvaluationConfig
 from pbd_ray.data.annotations import Annotations
 from pbd_ray.metrics.bootstrap import evaluation_draws
-from pbd_ray.metrics.intervals import MapInterval, class_difference_intervals, map_difference_interval
+from pbd_ray.metrics.intervals import MapInterval, Tiou, difference_intervals
 from pbd_ray.metrics.mean_ap import Matches, match_detections, mean_ap_of, prepare_ground_truth
 from pbd_ray.report.evidence import Evidence
 from pbd_ray.report.rounds import DepthInfo
@@ -83,6 +83,12 @@ class RateCurve:
     total: tuple[float, ...]
     """Training loss, mean over the epoch."""
 
+    @property
+    def label(self) -> str:
+        """The rate, and how its run ended if not after its last epoch."""
+        ended = "" if self.outcome == "finished" else f" ({self.outcome})"
+        return f"{self.learning_rate:.2g}{ended}"
+
 
 def comparison_info(
     test: Annotations,
@@ -103,23 +109,17 @@ def comparison_info(
     truth = prepare_ground_truth(test.ground_truth(), len(test.classes), [video.id for video in test.videos])
     theirs, ours = (match_detections(truth, rows, rules.tious) for rows in (teacher, student))
     quality = {"teacher": mean_ap_of(theirs), "student": mean_ap_of(ours)}
+    thresholds: tuple[Tiou, ...] = (*rules.tious, "average")
+    intervals = difference_intervals(ours, theirs, thresholds, evaluation_draws(seed), *sizes)
     tious = []
-    thresholds: tuple[float | Literal["average"], ...] = (*rules.tious, "average")
     for tiou in thresholds:
-        found = map_difference_interval(ours, theirs, tiou, evaluation_draws(seed), *sizes)
+        found = intervals[tiou].map
         values = {who: one.at(tiou) for who, one in quality.items()}
         name = "average" if tiou == "average" else f"{tiou:g}"
         tious.append(TiouInfo(name, **values, low=found.low, high=found.high))
-    classes = _classes(
-        test,
-        theirs,
-        ours,
-        rules,
-        class_difference_intervals(ours, theirs, rules.headline_tiou, evaluation_draws(seed), *sizes),
-    )
     return Comparison(
         tious=tuple(tious),
-        classes=classes,
+        classes=_classes(test, theirs, ours, rules, intervals[rules.headline_tiou].classes),
         absent=tuple(
             name for name, count in zip(test.classes, truth.counts.sum(axis=1), strict=True) if not count
         ),
@@ -182,7 +182,7 @@ def answer_text(depths: Sequence[DepthInfo], entry: Mapping[str, Any] | None, he
         headline: what headline mAP means, such as 'mAP@0.5'.
     """
     if entry is None:
-        return f"No block is dropped yet. The teacher reaches {headline} {depths[0].headline_map:.4f}."
+        return f"No block is gone. The teacher reaches {headline} {depths[0].headline_map:.4f}."
     interval, last, teacher = entry["interval"], depths[-1], depths[0]
     dropped = [str(depth.dropped_block) for depth in depths[1:]]
     few = ", too few to rely on" if interval["unreliable"] else ""
@@ -201,6 +201,8 @@ def warnings_info(evidence: Evidence) -> tuple[str, ...]:
     found = []
     if summary["stop_reason"] is None:
         found.append("The run is not over: this is how it stands after its last committed round.")
+    else:
+        found.append(f"The run ended: {summary['stop_reason']}.")
     if experiment.paper_protocol:
         found.append(
             "paper_protocol: epochs and learning rates were chosen on the test videos, as in the paper."
@@ -224,9 +226,7 @@ def warnings_info(evidence: Evidence) -> tuple[str, ...]:
     for entry in summary["rounds"]:
         interval = entry["interval"]
         if interval["unreliable"]:
-            found.append(
-                f"Only {interval['videos']} test videos: no interval on this page is one to rely on."
-            )
+            found.append(f"Only {interval['videos']} test videos: no interval over them is one to rely on.")
             break
     given = [entry for entry in summary["rounds"] if entry["criterion"] == "given"]
     if given:

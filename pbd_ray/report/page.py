@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pbd_ray import __version__
-from pbd_ray.metrics.detad_rules import ACTIVITYNET, THUMOS14, DetadRules
+from pbd_ray.metrics.detad_rules import BUILT_IN, DetadRules
 from pbd_ray.report.evidence import Evidence
 from pbd_ray.report.findings import answer_text, warnings_info
 from pbd_ray.report.outcome_parts import comparison_part, errors_part, frontier_part
@@ -54,11 +54,10 @@ def report_page(evidence: Evidence, rules: DetadRules | None = None) -> str:
     is escaped.
 
     Args:
-        rules: DETAD's thresholds and buckets; None: ActivityNet's where detection is class-agnostic, else
-            THUMOS14's.
+        rules: DETAD's thresholds and buckets; None: those that the recipe names for its guardrails.
     """
     if rules is None:
-        rules = ACTIVITYNET if evidence.recipe.experiment.data.class_agnostic else THUMOS14
+        rules = BUILT_IN[evidence.recipe.experiment.stopping.guardrails.detad]
     summary, experiment = evidence.summary, evidence.recipe.experiment
     headline = headline_name(experiment.evaluation.headline_tiou)
     depths = frontier(depths_info(summary))
@@ -165,7 +164,7 @@ def _provenance(evidence: Evidence) -> list[Table]:
     first, summary = evidence.environment["first"], evidence.summary
     facts = {
         "run directory": evidence.location,
-        "pbd_ray": __version__,
+        "pbd_ray that made this page": __version__,
         "Python": first["python"],
         "machine": f"{first['platform']}, {first['cpu']}",
         **first["versions"],

@@ -28,7 +28,7 @@ def draw_candidates(
     for row, candidate in enumerate(candidates):
         if candidate.score is None:
             continue
-        color = ACCENT if candidate is chosen else MUTED
+        color = ACCENT if candidate is chosen else SECOND if "rolled back" in candidate.fate else MUTED
         behind, low, high = candidate.behind, candidate.low, candidate.high
         if behind is not None and low is not None and high is not None:
             # Scores of raced candidates are of fewer videos: the distance is put on the candidate's own.
@@ -56,7 +56,7 @@ def draw_curves(
     for index, curve in enumerate(curves):
         values = getattr(curve, field)
         color = SERIES[index % len(SERIES)]
-        axes.plot(curve.epochs, values, "o-", markersize=3, color=color, label=f"{curve.learning_rate:.2g}")
+        axes.plot(curve.epochs, values, "o-", markersize=3, color=color, label=curve.label)
         if curve.learning_rate == chosen[0] and chosen[1] in curve.epochs:
             place = curve.epochs.index(chosen[1])
             axes.plot(chosen[1], values[place], "o", markersize=11, markerfacecolor="none", color=ACCENT)
@@ -142,7 +142,7 @@ def draw_rows(axes: Any, rows: Sequence[AblationRow], name: str) -> None:
         spread = row.deviation or 0.0
         ends = (row.map - spread, row.map + spread)
         axes.plot(ends, (place, place), color=MUTED, linewidth=2, solid_capstyle="butt")
-        axes.plot(row.map, place, "o", markersize=6, color=ACCENT if row.verdict is None else SECOND)
+        axes.plot(row.map, place, "o", markersize=6, color=ACCENT)
     axes.set_yticks(range(len(rows)), [_short(row.row, 34) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(name)

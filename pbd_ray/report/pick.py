@@ -61,7 +61,7 @@ def pick(depths: Sequence[DepthInfo], limits: Mapping[str, float]) -> Pick:
         closest = ", ".join(
             f"{depth.blocks} blocks have {_standing(depth, depths[0], limits)}" for depth in depths[1:][-2:]
         )
-        raise ConfigError(f"--pick: no depth has {asked}: {closest or 'no round is committed yet'}")
+        raise ConfigError(f"--pick: no depth has {asked}: {closest or 'no round stands'}")
     most = "map_loss" in limits
     chosen = min(fits, key=lambda depth: depth.blocks if most else -depth.blocks)
     extreme = "the most drops" if most else "the fewest drops"

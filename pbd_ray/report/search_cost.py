@@ -41,17 +41,16 @@ def search_cost_info(evidence: Evidence) -> tuple[StageCost, ...]:
         before = entries[_parent(entries, number)]
         for stage, facts in depth.measured.get("stages", {}).items():
             seconds = float(facts["seconds"])
+            resumed = bool(facts["resumed"]) or _went_on(facts, seconds)
             work = _work(stage, facts, entry, before, summary["teacher"])
             expected = None
             if stage in first and work is not None:
                 base_seconds, base_work = first[stage]
                 expected = base_seconds * work / base_work
-            elif work and not facts["resumed"]:
+            elif work and not resumed:
                 first[stage] = seconds, work
             cpus, gpus = _held(stage, facts, seconds, execution)
-            found.append(
-                StageCost(number, stage, seconds, cpus / 3600, gpus / 3600, expected, bool(facts["resumed"]))
-            )
+            found.append(StageCost(number, stage, seconds, cpus / 3600, gpus / 3600, expected, resumed))
     return tuple(found)
 
 
@@ -93,6 +92,11 @@ def _scoring_work(entry: Mapping[str, Any], before: Mapping[str, Any]) -> float:
         for name, facts in candidates.items()
     )
     return float(most * before["macs"] + forks)
+
+
+def _went_on(facts: Mapping[str, Any], seconds: float) -> bool:
+    """Whether a learning rate trained for longer than the stage took: then some of it was done before."""
+    return any(run["seconds"] > seconds for run in facts.get("learning_rates", {}).values())
 
 
 def _held(stage: str, facts: Mapping[str, Any], seconds: float, execution: Execution) -> tuple[float, float]:

@@ -6,21 +6,24 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from pbd_ray.metrics.guards import GUARDED
 from pbd_ray.report import panels
 from pbd_ray.report.evidence import Evidence
-from pbd_ray.report.explain import AXIS, MEANING, CandidateInfo, candidates_info
+from pbd_ray.report.explain import AXIS, MEANING, CandidateInfo, candidates_info, origin_info
 from pbd_ray.report.findings import RateCurve, curves_info
 from pbd_ray.report.parts import Figure, Part, Table, figure, row_height, signed
 from pbd_ray.report.search_cost import StageCost, search_cost_info
 
-_GUARDED = {"class_loss": "AP of", "false_negative_rise": "share missed of"}
+MOST_ROWS = 20
+"""A longer table is folded."""
 
 
 def candidates_part(evidence: Evidence) -> Part | None:
     """Every candidate of every round; None where nothing was scored."""
     figures, tables = [], []
     for entry in evidence.summary["rounds"]:
-        candidates, number = candidates_info(entry), entry["round"]
+        origin, number = origin_info(evidence.summary, entry), entry["round"]
+        candidates = candidates_info(entry, origin)
         if not candidates:
             continue
         draw = partial(
@@ -31,6 +34,10 @@ def candidates_part(evidence: Evidence) -> Part | None:
             higher_is_better=entry["criterion"] == "map",
         )
         caption = f"Round {number}: of {len(candidates)} candidates block {candidates[0].block} went."
+        if origin.tried:
+            tried = ", ".join(map(str, origin.tried))
+            first = next(iter(origin.tried))
+            caption += f" Rolled back before, by the same scores: {tried}; distances are from {first}."
         told = (f"block {one.block} {_score(one)}" for one in candidates)
         figures.append(figure(f"candidates-{number}", caption, told, draw, row_height(len(candidates))))
         tables.append(_candidates_table(number, candidates))
@@ -39,8 +46,8 @@ def candidates_part(evidence: Evidence) -> Part | None:
     meaning = MEANING[evidence.recipe.experiment.scoring.criterion]
     text = (
         f"Criterion: {meaning}. A bar is the paired bootstrap interval over videos of a candidate's "
-        "distance from the one that went. Hollow: stopped by racing, worse beyond doubt, on fewer videos. "
-        "Dashed: the student with nothing removed."
+        "distance from the best one, which went unless it was rolled back. Hollow: stopped by racing, worse "
+        "beyond doubt, on fewer videos. Dashed: the student with nothing removed."
     )
     return Part("Why these blocks", text, tuple(figures), folded=tuple(tables))
 
@@ -56,7 +63,7 @@ def judgement_part(evidence: Evidence) -> Part | None:
             rows.append((str(entry["round"]), "mAP", _difference(interval), limit, interval["verdict"]))
         for guard in entry["guards"]:
             limit = f"{-guard['limit']:g}" if guard["what"] == "class_loss" else f"{guard['limit']:+g}"
-            name = f"{_GUARDED[guard['what']]} {guard['name']}"
+            name = f"{GUARDED[guard['what']]} {guard['name']}"
             rows.append((str(entry["round"]), name, _difference(guard), limit, guard["verdict"]))
     if not rows:
         return None
@@ -67,24 +74,35 @@ def judgement_part(evidence: Evidence) -> Part | None:
     )
     columns = ("round", "of", "difference (interval)", "limit", "verdict")
     table = Table("Student less teacher, selection videos", columns, tuple(rows))
-    return Part("Which rounds stand", " ".join([text, *back]), tables=(table,))
+    told, long = " ".join([text, *back]), len(rows) > MOST_ROWS
+    return Part("Which rounds stand", told, tables=() if long else (table,), folded=(table,) if long else ())
 
 
 def rates_part(evidence: Evidence, headline: str) -> Part | None:
     """The fine-tuning runs of every round; None where nothing was trained."""
     figures: list[Figure] = []
+    ended: list[str] = []
+    chosen_on = "test" if evidence.recipe.experiment.paper_protocol else "selection"
     for entry, depth in zip(evidence.summary["rounds"], evidence.rounds, strict=True):
         if depth.curves is not None:
+            name = f"{headline} on {chosen_on} videos"
             figures += _rate_figures(
-                entry["round"], curves_info(depth.curves), (entry["lr"], entry["epoch"]), headline
+                entry["round"], curves_info(depth.curves), (entry["lr"], entry["epoch"]), name
             )
+            tried = depth.measured.get("stages", {}).get("align", {}).get("learning_rates", {})
+            ended += [
+                f"Round {entry['round']}, {rate}: {run['diverged']}."
+                for rate, run in tried.items()
+                if run.get("diverged")
+            ]
     if not figures:
         return None
+    neither = "" if evidence.recipe.experiment.paper_protocol else ", which neither train nor test"
     text = (
-        "One line a learning rate. Learning rate and epoch are chosen by mAP on the selection videos, which "
-        "neither train nor test; the ring is the choice."
+        "One line a learning rate. Learning rate and epoch are chosen by mAP on the "
+        f"{chosen_on} videos{neither}; the ring is the choice."
     )
-    return Part("How the students were fine-tuned", text, tuple(figures))
+    return Part("How the students were fine-tuned", " ".join([text, *ended]), tuple(figures))
 
 
 def cost_part(evidence: Evidence) -> Part | None:
@@ -94,8 +112,8 @@ def cost_part(evidence: Evidence) -> Part | None:
         return None
     text = (
         "Seconds are wall-clock; * of a stage that was interrupted, its last part. Expected: the seconds "
-        "of that stage in the first round, times how much more or less there was to multiply. Hours are of "
-        "CPUs and GPUs held, busy or not."
+        "that the stage took when it was first run, times how much more or less there was to multiply. Hours "
+        "are of CPUs and GPUs held, busy or not. Fitting a teacher and measuring latency are not among them."
     )
     total = (
         "all",
@@ -111,7 +129,8 @@ def cost_part(evidence: Evidence) -> Part | None:
 
 
 def _difference(found: Mapping[str, Any]) -> str:
-    return signed(found["difference"], found["low"], found["high"])
+    few = f", unreliable: {found['videos']} videos" if found["unreliable"] else ""
+    return signed(found["difference"], found["low"], found["high"]) + few
 
 
 def _candidates_table(number: int, candidates: Sequence[CandidateInfo]) -> Table:
@@ -123,27 +142,27 @@ def _candidates_table(number: int, candidates: Sequence[CandidateInfo]) -> Table
             "–" if one.behind is None else f"{one.behind:.4g}",
             "–" if one.low is None or one.high is None else f"[{one.low:.4g}, {one.high:.4g}]",
             str(one.videos),
-            "went" if index == 0 else "stopped by racing" if one.stopped else "",
+            one.fate,
         )
-        for index, one in enumerate(candidates)
+        for one in candidates
     )
     return Table(f"Round {number}: all candidates", columns, rows)
 
 
 def _rate_figures(
-    number: int, curves: Sequence[RateCurve], chosen: tuple[float, int], headline: str
+    number: int, curves: Sequence[RateCurve], chosen: tuple[float, int], name: str
 ) -> list[Figure]:
     rate, epoch = chosen
     captions = {
         "selection_map": f"Round {number}: learning rate {rate:.3g}, epoch {epoch} was chosen.",
         "total": f"Round {number}: training loss.",
     }
-    names = {"selection_map": f"{headline} on selection videos", "total": "training loss"}
+    names = {"selection_map": name, "total": "training loss"}
     return [
         figure(
             f"rates-{number}-{field}",
             caption,
-            (f"{curve.learning_rate:.3g}: {_values(getattr(curve, field))}" for curve in curves),
+            (f"{curve.label}: {_values(getattr(curve, field))}" for curve in curves),
             partial(panels.draw_curves, curves=curves, chosen=chosen, field=field, name=names[field]),
         )
         for field, caption in captions.items()

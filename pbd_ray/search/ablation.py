@@ -56,10 +56,12 @@ class Run:
 
 
 def ablation_recipe(recipe: Recipe) -> Recipe:
-    """The recipe that all arms begin with: the number of drops is fixed, as no arm may stop before another.
+    """The recipe that all arms begin with: the number of drops is fixed, as no arm may stop before another,
+    and so are the selection videos, as all start from one teacher.
 
     Raises:
-        ConfigError: the recipe drops nothing, or says what is up to the arms: blocks, or rounds that align.
+        ConfigError: the recipe drops nothing or aligns nothing, or says what is up to the arms: blocks,
+            rounds that align, the activation.
     """
     experiment = recipe.experiment
     if experiment.scoring.drops is not None:
@@ -70,9 +72,16 @@ def ablation_recipe(recipe: Recipe) -> Recipe:
         raise ConfigError(
             f"alignment.rounds {experiment.alignment.rounds}: an ablation chooses rounds by itself"
         )
+    if experiment.alignment.trainable == "none":
+        raise ConfigError("alignment.trainable none: an ablation compares ways to align")
+    if experiment.detector.backbone.activation != "gelu":
+        activation = experiment.detector.backbone.activation
+        raise ConfigError(f"detector.backbone.activation {activation}: an ablation swaps a GELU for it")
     if experiment.max_drops < 1:
         raise ConfigError(f"stopping.max_drops {experiment.max_drops}: an ablation needs a block to drop")
-    return changed(recipe, {"stopping": {"max_drops": experiment.max_drops}})
+    split_seed = experiment.seed if experiment.data.split_seed is None else experiment.data.split_seed
+    stopping = {"max_drops": experiment.max_drops}
+    return changed(recipe, {"stopping": stopping, "data.split_seed": split_seed})
 
 
 def run_recipe(base: Recipe, run: Run, run_dir: str, order: Sequence[int] | None) -> Recipe:

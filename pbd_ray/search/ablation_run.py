@@ -40,8 +40,8 @@ class RunTask:
 class Shared:
     """What all runs of an ablation have in common."""
 
-    splits: Mapping[int, Split]
-    """By seed, without the videos that are left out."""
+    split: Split
+    """Without the videos that are left out."""
     teacher: Mapping[str, bytes]
     """The bundle's files. Recipes of runs keep the teacher's section as it is in the ablation's recipe."""
     teacher_evaluation: Mapping[str, bytes]
@@ -67,7 +67,7 @@ def attempt(task: RunTask, shared: Shared, say: Say) -> str | None:
 
 def _run(task: RunTask, shared: Shared, say: Say) -> None:
     recipe = task.recipe
-    split, source = shared.splits[recipe.experiment.seed], local_source(recipe)
+    split, source = shared.split, local_source(recipe)
     # Without an owner of its own: who holds the ablation's directory holds those of its runs.
     ledger = Ledger.open(recipe.run_dir, recipe)
     ledger.record_quarantine(shared.left_out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pbd_ray.metrics.guards import GUARDED
 from pbd_ray.search.state import Decision, Evaluation, Guard, RoundRecord, Verdict
 
 _SHOWN = 3
@@ -52,8 +53,9 @@ def _evidence(evaluation: Evaluation, verdict: Verdict) -> str | None:
 
 
 def _guard(guard: Guard) -> str:
-    what = "AP of" if guard.what == "class_loss" else "share missed of"
-    return f"{what} {guard.name} {_bounds(guard.difference, guard.low, guard.high)}, limit {guard.limit:g}"
+    few = f", only {guard.videos} videos" if guard.unreliable else ""
+    bounds = _bounds(guard.difference, guard.low, guard.high)
+    return f"{GUARDED[guard.what]} {guard.name} {bounds}, limit {guard.limit:g}{few}"
 
 
 def _bounds(difference: float, low: float, high: float) -> str:

@@ -301,6 +301,8 @@ def test_the_draw_depends_on_seed_and_ids_alone(tmp_path: Path) -> None:
     assert set(ids(first.selection)) == set(ids(backwards.selection))
     draws = {tuple(ids(split(many(tmp_path, validation=3), config, seed).selection)) for seed in range(5)}
     assert len(draws) > 1
+    fixed = DataConfig(selection_fraction=0.3, split_seed=1)
+    assert ids(split(many(tmp_path, validation=3), fixed, seed=4).selection) == ids(first.selection)
     # a recorded draw: it must stay the same in later versions, or old runs could not be resumed
     assert ids(first.selection) == [f"training_{k:02}" for k in (1, 7, 10, 11, 16, 18)]
 

@@ -13,7 +13,7 @@ import pytest
 from pbd_ray.data.annotations import DETECTION_SCHEMA, GROUND_TRUTH_SCHEMA
 from pbd_ray.metrics.intervals import (
     WeightedAP,
-    class_difference_intervals,
+    difference_intervals,
     map_difference_interval,
     map_interval,
     noninferiority,
@@ -172,13 +172,16 @@ def test_a_class_is_as_if_it_were_alone(method: Any) -> None:
         prepared = prepare_ground_truth(alone[0], 5, videos)  # class 4: never any
         return [match_detections(prepared, table, TIOUS) for table in alone[1:]]
 
-    for tiou in (0.5, "average"):
-        options = (tiou, np.random.default_rng(2), 300, 0.9, method)
-        intervals = class_difference_intervals(*arms(None), *options)
+    def options() -> tuple[Any, ...]:
+        return np.random.default_rng(2), 300, 0.9, method
+
+    found_at = difference_intervals(*arms(None), (0.5, "average"), *options())
+    for tiou, at in found_at.items():
+        intervals = at.classes
+        assert at.map == map_difference_interval(*arms(None), tiou, *options())
         assert list(intervals) == [0, 1, 2, 3]
         for label, interval in intervals.items():
-            options = (tiou, np.random.default_rng(2), 300, 0.9, method)
-            assert interval == map_difference_interval(*arms(label), *options)
+            assert interval == map_difference_interval(*arms(label), tiou, *options())
         assert (intervals[0].dropped_classes, intervals[0].replicates) == (0, 300)
         assert 60 < intervals[3].dropped_classes < 160  # (8 / 9) ** 9 of 300 do not draw its only video
 
@@ -189,7 +192,7 @@ def test_nothing_is_known_of_a_class_that_is_never_drawn() -> None:
     prepared = prepare_ground_truth(pa.concat_tables([truth, rare]), 4)
     matches = match_detections(prepared, found, TIOUS)
     seed = next(seed for seed in range(9) if 0 not in np.random.default_rng(seed).integers(30, size=30))
-    interval = class_difference_intervals(matches, matches, 0.5, np.random.default_rng(seed), 1)[3]
+    interval = difference_intervals(matches, matches, (0.5,), np.random.default_rng(seed), 1)[0.5].classes[3]
     assert (interval.low, interval.high, interval.replicates, interval.dropped_classes) == (-1, 1, 0, 1)
 
 
@@ -221,7 +224,7 @@ def test_wrong_questions_are_refused() -> None:
             lambda: map_difference_interval(first, replace(first, tious=(0.3, 0.6)), 0.3, rng),
             "different tIoU",
         ),
-        (lambda: class_difference_intervals(first, matched(4, 8), 0.5, rng), "different ground truths"),
+        (lambda: difference_intervals(first, matched(4, 8), (0.5,), rng), "different ground truths"),
     ]
     for question, message in cases:
         with pytest.raises(MetricError, match=message):

@@ -77,7 +77,7 @@ def test_page(parse: Callable[[str], Any]) -> None:
     assert "Of 2 orderings of the paper: 1 holds, 0 contradicts, 1 undecided" in texts
     assert [line for line in page.texts if line == "full-seed0: loss <nan>"]
     assert "fine-tuned above <i>none</i>" in texts
-    assert "undecided, could have seen 0.0300" in texts
+    assert "undecided (sees 0.0300)" in texts
     assert "+0.0100 [-0.0200, +0.0400] unreliable" in texts
     assert "0.7500" in texts
     assert not page.all("i")

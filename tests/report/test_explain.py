@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pbd_ray.config import UserError
-from pbd_ray.report.explain import candidates_info, explain_text
+from pbd_ray.report.explain import OriginInfo, candidates_info, explain_text
 
 TEACHER: dict[str, Any] = {
     "kept_blocks": [0, 1, 2, 3],
@@ -130,7 +130,7 @@ def summary(*rounds: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_best_first(entry: dict[str, Any], order: list[int]) -> None:
-    assert [candidate.block for candidate in candidates_info(entry)] == order
+    assert [candidate.block for candidate in candidates_info(entry, OriginInfo(TEACHER, {}))] == order
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,46 @@ def test_equal_evidence_gives_an_equal_page(evidence: Evidence, text: str) -> No
     assert report_page(evidence, ACTIVITYNET) != text
 
 
+def test_the_papers_protocol(evidence: Evidence, parse: Parse) -> None:
+    """Test videos choose: the page must not say that they do not."""
+    experiment = evidence.recipe.experiment.model_copy(update={"paper_protocol": True})
+    recipe = evidence.recipe.model_copy(update={"experiment": experiment})
+    told = " ".join(parse(report_page(replace(evidence, recipe=recipe))).texts)
+    assert "chosen by mAP on the test videos; the ring" in told
+    assert "selection videos, which neither train nor test" not in told
+
+
+def test_a_runner_up(text: str, parse: Parse) -> None:
+    """Round 3 went on the scores of round 2: the block that was rolled back is named and marked."""
+    told = " ".join(parse(text).texts)
+    assert "Rolled back before, by the same scores: 1; distances are from 1." in told
+    assert "rolled back in round 2" in told
+
+
+def test_learning_rates_that_did_not_end(evidence: Evidence, parse: Parse) -> None:
+    runs = {"0.1": {"epochs": 0, "seconds": 0.0, "diverged": "loss nan at step 0"}}
+    stages = {"align": {"seconds": 1.0, "resumed": False, "learning_rates": runs}}
+    curves = evidence.rounds[0].curves
+    assert curves is not None
+    halved = curves.set_column(
+        curves.column_names.index("outcome"), "outcome", [["halved"] * curves.num_rows]
+    )
+    rounds = [replace(evidence.rounds[0], curves=halved, measured={"stages": stages}), *evidence.rounds[1:]]
+    page = parse(report_page(replace(evidence, rounds=rounds)))
+    assert "Round 1, 0.1: loss nan at step 0." in " ".join(page.texts)
+    assert [one for one in page.all("svg") if "0.001 (halved)" in one["aria-label"]]
+
+
+def test_every_round_rolled_back(evidence: Evidence, parse: Parse) -> None:
+    back = [evidence.summary["rounds"][1]]
+    reason = "removal of block 1 inferior: the student no longer recovers"
+    summary = {**evidence.summary, "rounds": back, "stop_reason": reason}
+    told = " ".join(parse(report_page(replace(evidence, summary=summary, rounds=evidence.rounds[1:2]))).texts)
+    assert "No block is gone." in told
+    assert f"The run ended: {reason}." in told
+    assert "yet" not in told.split("Recipe")[0]
+
+
 def test_before_the_first_round(evidence: Evidence, parse: Parse) -> None:
     """From the teacher's commit on there is a page."""
     summary = {**evidence.summary, "rounds": [], "stop_reason": None}

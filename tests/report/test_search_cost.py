@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from pbd_ray.report.evidence import Evidence
@@ -18,6 +21,20 @@ def test_held_resources(stages: dict[tuple[int, str], StageCost]) -> None:
     assert stages[1, "scores"].cpu_hours == pytest.approx(20 * 2 * 0.5 / 3600)
     assert stages[1, "align"].cpu_hours == pytest.approx((30 + 30) * 0.5 / 3600)
     assert {stage.gpu_hours for stage in stages.values()} == {0.0}
+
+
+def test_an_alignment_that_went_on(evidence: Evidence) -> None:
+    """It took a second, its runs half a minute: most of it was done before, and nothing is measured by it."""
+    stages = {**measured_of(evidence), "align": {**measured_of(evidence)["align"], "seconds": 1.0}}
+    rounds = [replace(evidence.rounds[0], measured={"stages": stages}), *evidence.rounds[1:]]
+    found = {(s.round, s.stage): s for s in search_cost_info(replace(evidence, rounds=rounds))}
+    assert found[1, "align"].resumed
+    assert found[2, "align"].expected_seconds is None
+    assert not found[2, "align"].resumed
+
+
+def measured_of(evidence: Evidence) -> dict[str, Any]:
+    return dict(evidence.rounds[0].measured["stages"])
 
 
 def test_expected_scoring(stages: dict[tuple[int, str], StageCost]) -> None:

@@ -215,12 +215,21 @@ def test_no_arm_may_stop_before_another(make_base: Callable[..., Recipe]) -> Non
     assert (stopping.max_drops, stopping.tolerance) == (1, None)  # a quarter of 4 blocks
 
 
+def test_all_seeds_share_one_split(base: Recipe) -> None:
+    """They start from one teacher: videos that it was fitted on must choose nothing with any seed."""
+    assert base.experiment.data.split_seed == base.experiment.seed == 0
+    runs = [run_recipe(base, Run(OURS, seed), "dir", None).experiment for seed in (0, 3)]
+    assert [(one.seed, one.data.split_seed) for one in runs] == [(0, 0), (3, 0)]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("scoring.drops=[1,2]", r"scoring.drops \[1, 2\]: an ablation chooses blocks by itself"),
         ("alignment.rounds=last", "alignment.rounds last: an ablation"),
         ("stopping.max_drops=0", "stopping.max_drops 0: an ablation needs a block"),
+        ("alignment.trainable=none", "alignment.trainable none: an ablation compares ways to align"),
+        ("detector.backbone.activation=relu", "activation relu: an ablation swaps a GELU for it"),
     ],
 )
 def test_refused_recipes(override: str, message: str, make_base: Callable[..., Recipe]) -> None:

@@ -76,7 +76,7 @@ def test_order_and_rates(plans: dict[str, TablePlan], reader: RunReader, arms: P
         (fmean(maps(arms, "ours", 2)), stdev(maps(arms, "ours", 2))), abs=1e-12
     )
     assert (second.runs, second.seeds, second.verdict) == (3, 3, None)
-    assert (first.paper_map, row(table, "uncompressed").paper_map) == (0.7106, 0.7043)
+    assert (first.paper_map, row(table, "uncompressed").paper_map) == (None, None)  # of another depth
 
 
 def test_fine_tuning_against_none(plans: dict[str, TablePlan], reader: RunReader, arms: Path) -> None:

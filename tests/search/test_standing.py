@@ -14,8 +14,8 @@ def interval(verdict: Any, unreliable: bool = False) -> Interval:
     return Interval(-0.02, -0.05, -0.011, 0.95, 12, unreliable, 0, 0.01, verdict)
 
 
-def guard(name: str, verdict: Any, what: Any = "class_loss") -> Guard:
-    return Guard(what, name, 0.25, 0.125, 0.5, 0.1, verdict, 0)
+def guard(name: str, verdict: Any, what: Any = "class_loss", unreliable: bool = False) -> Guard:
+    return Guard(what, name, 0.25, 0.125, 0.5, 0.1, verdict, 12, unreliable, 0)
 
 
 def evaluation(interval: Interval | None = None, *guards: Guard) -> Evaluation:
@@ -37,6 +37,11 @@ MAP = "mAP less the teacher's -0.0200 [-0.0500, -0.0110], tolerance 0.01"
         (
             evaluation(interval("undecided"), guard("jump", "inferior")),
             f"inferior {LEAD}AP of jump +0.2500 [+0.1250, +0.5000], limit 0.1",
+            None,
+        ),
+        (
+            evaluation(None, guard("jump", "inferior", unreliable=True)),
+            f"inferior {LEAD}AP of jump +0.2500 [+0.1250, +0.5000], limit 0.1, only 12 videos",
             None,
         ),
         (
