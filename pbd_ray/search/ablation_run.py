@@ -31,9 +31,11 @@ class RunTask:
     def finished(self) -> bool:
         """Whether nothing is left to do."""
         ledger = Ledger.refuse_other(self.recipe.run_dir, self.recipe)
+        last = self.recipe.experiment.max_drops
         if self.swaps is not None:
-            return is_swapped(ledger.storage)
-        return ledger.round(self.recipe.experiment.max_drops).read_commit() is not None
+            parent = Ledger.existing(self.swaps).round(last).read_commit()
+            return parent is not None and is_swapped(ledger.storage, parent["result"])
+        return ledger.round(last).read_commit() is not None
 
 
 @dataclass(frozen=True, eq=False)

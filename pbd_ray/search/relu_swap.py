@@ -24,7 +24,7 @@ from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.packing import Packing, model_of
 from pbd_ray.search.rate_search import grid_of
 from pbd_ray.search.state import SweepTask
-from pbd_ray.search.storage import Storage
+from pbd_ray.search.storage import LedgerError, Storage
 from pbd_ray.search.sweeping import Sweeper
 
 SPARSITY = "sparsity.json"
@@ -80,20 +80,27 @@ def swap_activation(
         counted = {
             name: asdict(_count(recipe, split, source, model, config)) for name, (model, config) in of.items()
         }
-        ledger.storage.write_json(SPARSITY, counted)
+        ledger.storage.write_json(SPARSITY, {"parent_result": swap.parent_result, **counted})
         shares = ", ".join(f"{name} {count['zeros']:.3f}" for name, count in counted.items())
         say(f"zeros of the hidden activations: {shares}")
 
 
-def is_swapped(storage: Storage) -> bool:
-    """Whether all is done."""
-    return storage.exists(SPARSITY)
+def is_swapped(storage: Storage, parent_result: str) -> bool:
+    """Whether all is done, with the model of that result.
+
+    Raises:
+        LedgerError: it was done with another model.
+    """
+    done = storage.read_json(SPARSITY)
+    if done is not None and done["parent_result"] != parent_result:
+        raise LedgerError(f"{storage.location} is made from another model than there is now: remove it")
+    return done is not None
 
 
 def read_sparsity(storage: Storage) -> Mapping[str, Mapping[str, Any]]:
     """`guide` (the student before the swap), `swapped` (right after it) and `aligned`: `Sparsity` as JSON."""
-    counted: Mapping[str, Mapping[str, Any]] = storage.read_json(SPARSITY)
-    return counted
+    counted: dict[str, Any] = storage.read_json(SPARSITY)
+    return {name: counted[name] for name in ("guide", "swapped", "aligned")}
 
 
 def _count(

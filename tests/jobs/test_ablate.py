@@ -15,7 +15,7 @@ from pbd_ray.compression.finetune import Diverged
 from pbd_ray.compression.jobs import FineTuneJob
 from pbd_ray.detector.bundle import load_bundle
 from pbd_ray.search import relu_swap
-from pbd_ray.search.storage import Storage
+from pbd_ray.search.storage import LedgerError, Storage
 
 SMALL = (
     "backend=local",
@@ -127,6 +127,8 @@ def check_sparsity(output: Path) -> None:
     rows = {row["row"]: row for row in pq.read_table(output / "tables" / "C.parquet").to_pylist()}
     shown = [rows[label]["zeros"] for label in ("GELU (ours)", "ReLU, after the swap", "ReLU, aligned again")]
     assert shown == [counted[name]["zeros"] for name in ("guide", "swapped", "aligned")]
+    with pytest.raises(LedgerError, match="is made from another model than there is now: remove it"):
+        relu_swap.is_swapped(Storage.at(str(folder)), "another result")
     assert {row["dtype"] for row in rows.values()} == {"float32"}
 
 
