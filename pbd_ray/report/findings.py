@@ -201,8 +201,6 @@ def warnings_info(evidence: Evidence) -> tuple[str, ...]:
     found = []
     if summary["stop_reason"] is None:
         found.append("The run is not over: this is how it stands after its last committed round.")
-    else:
-        found.append(f"The run ended: {summary['stop_reason']}.")
     if experiment.paper_protocol:
         found.append(
             "paper_protocol: epochs and learning rates were chosen on the test videos, as in the paper."

@@ -81,6 +81,7 @@ def report_page(evidence: Evidence, rules: DetadRules | None = None) -> str:
         verdict=last["interval"]["verdict"] if last else "",
         answer=answer_text(depths, last, headline),
         tiles=_tiles(depths, headline),
+        stop_reason=summary["stop_reason"],
         warnings=warnings_info(evidence),
         depth_map=depth_map_info(summary),
         depths=_depths_table(depths),
