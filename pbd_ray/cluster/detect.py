@@ -82,9 +82,8 @@ def run_detection(
     bundles = [load_bundle(directory) for directory in directories]
     for directory, bundle in zip(directories[1:], bundles[1:], strict=True):
         if bundle.classes != bundles[0].classes:
-            raise ConfigError(
-                f"--beside {directory}: classes {list(bundle.classes)}, --bundle has {list(bundles[0].classes)}"
-            )
+            theirs, ours = list(bundle.classes), list(bundles[0].classes)
+            raise ConfigError(f"--beside {directory}: classes {theirs}, --bundle has {ours}")
     recipes = [detection_recipe(bundle, found, overrides) for bundle in bundles]
     failed: dict[str, str] = {}
 

@@ -68,7 +68,7 @@ def _files(path: str) -> Iterator[Path]:
 
 def _free_id(stem: str, taken: set[str]) -> str:
     """An id that no other video has, also where file names do not tell capitals from small letters."""
-    safe = re.sub(r"[^\w.-]+", "_", stem).strip(".-")[:_LONGEST_ID] or "video"
+    safe = re.sub(r"[^\w.-]+", "_", stem).strip(".-_")[:_LONGEST_ID] or "video"
     id_, number = safe, 1
     while id_.casefold() in taken:
         number += 1

@@ -23,8 +23,9 @@ from matplotlib.patches import Patch
 
 from pbd_ray.config import one_line
 
-BEST = 20
-"""How many detections of a model are drawn where no least score is asked for."""
+BEST, BEST_SHARE = 20, 0.25
+"""Where no least score is asked for, so many detections of a model are drawn, of at least that share of its
+best score in the video: what a score means differs from model to model."""
 MOST_LANES, MOST_ROWS = 24, 4
 """Classes, and rows of one model in a class's lane: what is beyond is not drawn."""
 _DPI = 100
@@ -115,7 +116,7 @@ def timeline_info(
 
     Args:
         detections: of one video, DETECTION_SCHEMA, a table for every model.
-        min_score: every detection of at least this score; None: the `BEST` of every model.
+        min_score: every detection of at least this score; None: the best of every model (`BEST`).
     """
     chosen = [_chosen(table, min_score) for table in detections]
     best: dict[int, float] = {}
@@ -134,9 +135,9 @@ def timeline_info(
 def _chosen(table: pa.Table, min_score: float | None) -> pa.Table:
     """Rows by falling score."""
     table = table.sort_by([("score", "descending"), ("start", "ascending"), ("end", "ascending")])
-    if min_score is None:
-        return table.slice(0, BEST)
-    return table.filter(pc.greater_equal(table["score"], min_score))
+    if min_score is None and table.num_rows:
+        table, min_score = table.slice(0, BEST), BEST_SHARE * table["score"][0].as_py()
+    return table.filter(pc.greater_equal(table["score"], min_score or 0.0))
 
 
 def _bars(table: pa.Table, label: int, duration_seconds: float) -> tuple[Bar, ...]:
