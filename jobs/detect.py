@@ -23,7 +23,10 @@ def main() -> int:
     parser.add_argument("--bundle", metavar="DIR", required=True, help="the detector")
     parser.add_argument("--beside", metavar="DIR", help="a second detector of the same classes")
     parser.add_argument(
-        "--min-score", metavar="S", type=float, help="draw all of at least this score; default: the best, at most 20"
+        "--min-score",
+        metavar="S",
+        type=float,
+        help="draw what has at least this score; default: the best 20",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True)
     arguments = parser.parse_intermixed_args()
