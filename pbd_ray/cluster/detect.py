@@ -66,7 +66,7 @@ def run_detection(
     Args:
         directories: of the bundles.
         paths: video files, and folders of them.
-        overrides: `key=value` of `execution`.
+        overrides: as of `detection_recipe`.
         min_score: of what is drawn (`timeline_info`).
 
     Returns:
@@ -123,16 +123,20 @@ def run_detection(
 def detection_recipe(bundle: Bundle, found: Unannotated, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe of nothing but a bundle's detector on the videos found. One video is for this process.
 
+    Args:
+        overrides: of `execution`; and `autocast`, which a bundle does not tell.
+
     Raises:
-        ConfigError: an override that is none, or not of `execution`.
+        ConfigError: an override that is none, or of anything else.
     """
     values = {}
     for override in overrides:
         key, value = parse_override(override)
         name = key.removeprefix("execution.")
-        if name not in Execution.model_fields or name in _NOT_HERE:
+        counts = name in Execution.model_fields and name not in _NOT_HERE
+        if not counts and key.removeprefix("experiment.") != "autocast":
             raise ConfigError(f"'{override}': no such video, and no value of execution that counts here")
-        values[name] = value
+        values[key] = value
     data = DataConfig(
         classes=bundle.classes, class_agnostic=bundle.classes == AGNOSTIC_CLASSES, max_quarantined=1.0
     )

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from pbd_ray.cluster.detect import detection_recipe
 from pbd_ray.compression.scoring import ScoringJob, detect_video, score_videos
 from pbd_ray.config import load_recipe
 from pbd_ray.data.annotations import AGNOSTIC_CLASSES, Video, detections_to_json, load_annotations
 from pbd_ray.data.source import VideoSource
+from pbd_ray.data.unannotated import find_videos
 from pbd_ray.data.video import VideoError
 from pbd_ray.detector.bundle import load_bundle, save_bundle
 from pbd_ray.detector.detector import Detector
@@ -129,6 +131,25 @@ def test_actions_without_names(tiny_recipe: str, videos: Path, tmp_path: Path, r
     assert outcome.status == 0, outcome.err
     (found,) = results(tmp_path / "out" / "detections.json").values()
     assert {item["label"] for item in found} == {"action"}
+
+
+def test_where_it_runs_and_how(bundle: Path, videos: Path) -> None:
+    """One video in this process, several on Ray, unless somebody says otherwise; nothing is read twice."""
+    loaded = load_bundle(bundle)
+    one, two = (
+        find_videos([str(videos / f"test_000{k}.mp4") for k in range(count)]) for count in (1, 2)
+    )  # fmt: skip
+    given = ["backend=ray", "execution.max_workers=3", "autocast=bfloat16"]
+    recipes = [
+        detection_recipe(loaded, one),
+        detection_recipe(loaded, two),
+        detection_recipe(loaded, one, given),
+    ]
+    assert [recipe.execution.backend for recipe in recipes] == ["local", "ray", "ray"]
+    assert {recipe.execution.cache_gigabytes for recipe in recipes} == {0}
+    assert {recipe.execution.data_root for recipe in recipes} == {str(videos)}
+    assert [recipe.experiment.autocast for recipe in recipes] == ["none", "none", "bfloat16"]
+    assert recipes[2].execution.max_workers == 3
 
 
 @pytest.mark.parametrize(
