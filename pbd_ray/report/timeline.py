@@ -30,7 +30,7 @@ MOST_LANES, MOST_ROWS = 24, 4
 """Classes, and rows of one model in a class's lane: what is beyond is not drawn."""
 _DPI = 100
 _AXES_INCHES, _LEFT_INCHES, _RIGHT_INCHES = 11.0, 2.0, 0.3
-_STRIP_INCHES, _ROW_INCHES, _HEAD_INCHES, _FOOT_INCHES = 1.0, 0.19, 0.55, 0.6
+_STRIP_INCHES, _ROW_INCHES, _HEAD_INCHES, _FOOT_INCHES = 1.0, 0.19, 0.4, 0.6
 _MOST_FRAMES = 16
 _LABEL_INCHES = 0.28
 """Of a score in a bar."""
@@ -220,11 +220,12 @@ def draw_timeline(
             va="top",
             fontsize=11,
         )
-        named = [Patch(color=f"C{index}", label=_short(name, 60)) for index, name in enumerate(models)]
+        # Of a path the end tells more.
+        named = [Patch(color=f"C{k}", label=_short(name[::-1], 55)[::-1]) for k, name in enumerate(models)]
         figure.legend(
             handles=named,
-            loc="upper right",
-            bbox_to_anchor=(1 - _RIGHT_INCHES / width, 1 - 0.05 / height),
+            loc="lower right",
+            bbox_to_anchor=(1 - _RIGHT_INCHES / width, -0.02 / height),
             ncols=len(named),
             frameon=False,
         )

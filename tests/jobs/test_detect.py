@@ -140,11 +140,7 @@ def test_where_it_runs_and_how(bundle: Path, videos: Path) -> None:
         find_videos([str(videos / f"test_000{k}.mp4") for k in range(count)]) for count in (1, 2)
     )  # fmt: skip
     given = ["backend=ray", "execution.max_workers=3", "autocast=bfloat16"]
-    recipes = [
-        detection_recipe(loaded, one),
-        detection_recipe(loaded, two),
-        detection_recipe(loaded, one, given),
-    ]
+    recipes = [detection_recipe(loaded, found, more) for found, more in ((one, ()), (two, ()), (one, given))]
     assert [recipe.execution.backend for recipe in recipes] == ["local", "ray", "ray"]
     assert {recipe.execution.cache_gigabytes for recipe in recipes} == {0}
     assert {recipe.execution.data_root for recipe in recipes} == {str(videos)}
