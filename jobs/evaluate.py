@@ -15,7 +15,8 @@ from pathlib import Path
 from pbd_ray.cluster.monitoring import exit_status, say
 from pbd_ray.config import ConfigError, load_recipe
 from pbd_ray.metrics.detad_rules import load_rules
-from pbd_ray.report.detection_report import Measures, check_output, evaluate_files, publish, tious_of
+from pbd_ray.report.detection_report import Measures, evaluate_files, publish, tious_of
+from pbd_ray.report.output import check_output
 
 
 def main() -> int:

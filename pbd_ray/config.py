@@ -627,15 +627,24 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     source, raw = _read(name_or_path)
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(f"override '{override}' is not of the form key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"override '{override}': '{text}' is not a YAML value") from None
+        key, value = parse_override(override)
         _assign(raw, _full_key(key), value, override)
     return _validated(raw, source)
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of a `key=value` whose value is YAML.
+
+    Raises:
+        ConfigError: it is of another form.
+    """
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"override '{override}' is not of the form key=value")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override '{override}': '{text}' is not a YAML value") from None
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

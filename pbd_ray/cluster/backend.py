@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -15,6 +15,7 @@ from pbd_ray.compression.jobs import teacher_job
 from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.source import VideoSource
+from pbd_ray.data.windows import Window
 from pbd_ray.search.in_process import fit_grid, in_process_steps
 from pbd_ray.search.owner import Owner
 from pbd_ray.search.rate_search import grid_of
@@ -50,14 +51,21 @@ def alone_in_cluster(
 
 
 @contextlib.contextmanager
-def backend_steps(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Iterator[Steps]:
+def backend_steps(
+    recipe: Recipe,
+    split: Split,
+    source: VideoSource,
+    storage: str,
+    seen: Callable[[Window], None] | None = None,
+) -> Iterator[Steps]:
     """The round loop's expensive steps.
 
     Args:
         storage: directory or URI for the cluster's own files.
+        seen: told how far a sweep is inside a video, where this process runs it.
     """
     if recipe.execution.backend == "local":
-        yield in_process_steps(recipe, split, source, say)
+        yield in_process_steps(recipe, split, source, say, seen)
         return
     with cluster_steps(recipe, split, storage, say) as steps:
         yield steps

@@ -126,7 +126,7 @@ class ScoringPool:
             Measured facts: slices per host, retries.
 
         Raises:
-            UserError: a video that does not decode.
+            UserError: a video that does not decode, unless the feed goes on without it.
             WorkersLost: a slice failed `task_retries` + 1 times because its worker died.
         """
         sweep = _Sweep(self, task, feed, self._execution.task_retries)
@@ -215,9 +215,14 @@ class _Sweep:
                 self._hand_out()
                 continue
             except RayTaskError as error:
-                if isinstance(error.cause, UserError):  # its own line, without the worker's traceback
+                if not isinstance(error.cause, UserError):
+                    raise
+                if work is None:  # its own line, without the worker's traceback
                     raise error.cause from None
-                raise
+                self._feed.refuse(work, error.cause)
+                self._idle.append(worker)
+                self._hand_out()
+                continue
             if work is None:
                 self._hosts[worker] = result
             else:

@@ -42,7 +42,7 @@ def usable_videos(
     left_out = stored or NOTHING
     if recipe.experiment.data.source == "files":
         split, left_out = _examined(recipe, split, source, stored)
-    counts = ", ".join(f"{len(part.videos)} {name}" for name, part in split.parts.items())
+    counts = ", ".join(f"{len(part.videos)} {name}" for name, part in split.parts.items() if part.videos)
     say(f"videos: {counts}; {len(split.fit.classes)} classes; in {source.data_root}")
     return split, source, left_out
 

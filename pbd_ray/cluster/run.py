@@ -7,17 +7,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import pyarrow as pa
-
 from pbd_ray.cluster.backend import alone_in_cluster, backend, backend_steps, fit_uncompressed
+from pbd_ray.cluster.detecting import detected_rows
 from pbd_ray.cluster.holder import job_finished, submission_id
 from pbd_ray.cluster.inputs import check_bundle, given_teacher
-from pbd_ray.cluster.monitoring import say, throttled
+from pbd_ray.cluster.monitoring import say
 from pbd_ray.cluster.places import check_places
 from pbd_ray.cluster.preflight import usable_videos
 from pbd_ray.cluster.reporting import write_report
 from pbd_ray.cluster.session import sigterm_as_interrupt
-from pbd_ray.compression.blocks import Model, from_detector, to_detector
+from pbd_ray.compression.blocks import from_detector, to_detector
 from pbd_ray.config import ConfigError, Recipe
 from pbd_ray.data.annotations import Split, detections_to_json
 from pbd_ray.data.source import load_split
@@ -29,14 +28,12 @@ from pbd_ray.report.page import REPORT
 from pbd_ray.report.rounds import depths_info, frontier_table, headline_name, rounds_text
 from pbd_ray.search.controller import compress
 from pbd_ray.search.evaluation import detections_of, evaluate, headline_interval
-from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.footprint import compression_footprint, teacher_footprint
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.owner import Owner, owned
 from pbd_ray.search.packing import Packing, model_of
-from pbd_ray.search.slices import plan_slices
 from pbd_ray.search.standing import standing
-from pbd_ray.search.state import TEACHER_ROUND, Steps, Summary, SweepTask, Work
+from pbd_ray.search.state import Summary
 from pbd_ray.search.storage import Storage
 from pbd_ray.search.summary import summary_to_json
 
@@ -107,7 +104,7 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
         files.record_quarantine(left_out)
         fitted = fit_uncompressed(recipe, split, source, str(scratch))
         with backend_steps(recipe, split, source, str(scratch)) as steps:
-            rows = _test_rows(recipe, split, steps, fitted.model)
+            rows = detected_rows(recipe, split, steps, fitted.model)
     experiment = recipe.experiment
     rules, seed = experiment.evaluation, experiment.seed
     cost = Packing(experiment.detector, split.fit.classes).cost(fitted.model)
@@ -149,7 +146,7 @@ def run_detector(recipe: Recipe, directory: str | Path, measures: Measures, outp
     with backend(recipe, workers=1), tempfile.TemporaryDirectory() as scratch:
         split, source, left_out = usable_videos(recipe, split)
         with backend_steps(recipe, split, source, scratch) as steps:
-            rows = _test_rows(recipe, split, steps, from_detector(bundle.detector))
+            rows = detected_rows(recipe, split, steps, from_detector(bundle.detector))
     truth, detections = scored_against(split.test), named(split.test, detections_of(rows))
     facts = {
         "subset": recipe.experiment.data.test_subset,
@@ -159,22 +156,6 @@ def run_detector(recipe: Recipe, directory: str | Path, measures: Measures, outp
     report = evaluate_detections(truth, detections, measures, facts)
     predictions = json.dumps(detections_to_json(detections, truth.classes)).encode()
     publish(report, output, say, {"predictions.json": predictions})
-
-
-def _test_rows(recipe: Recipe, split: Split, steps: Steps, model: Model) -> pa.Table:
-    task = SweepTask("test-evaluation", TEACHER_ROUND, model, (), "map", "test")
-    # One video a slice: what a video yields does not depend on its slice, and progress speaks of videos.
-    plan = plan_slices(split.test.videos, recipe.experiment.detector.grid, len(split.test.videos))
-    progress = throttled(recipe.execution.progress_seconds)
-    tables: dict[int, pa.Table] = {}
-
-    def keep(work: Work, table: pa.Table) -> None:
-        tables[work.piece.index] = table
-        first = work.piece.videos[0]
-        progress(f"test video {len(tables)} of {len(plan)}, {first}: {table.num_rows} detections")
-
-    steps.sweep(task, SliceFeed(plan, (), (), keep))
-    return pa.concat_tables([tables[piece.index] for piece in plan])
 
 
 def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:

@@ -12,7 +12,7 @@ where a GPU batches them (`candidate_batch`), the last bits of one may depend on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from pbd_ray.data.ahead import ahead
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Video
 from pbd_ray.data.dataset import WindowBatch
 from pbd_ray.data.source import VideoSource, inference_batches, training_batch
+from pbd_ray.data.windows import Window
 from pbd_ray.detector.detector import Detector, DetectorOutput
 from pbd_ray.detector.losses import assign_targets, detection_losses
 from pbd_ray.detector.postprocess import WindowProposals, decode, detections_of_proposals
@@ -58,6 +59,8 @@ class ScoringJob:
     """Candidates in one forward pass: 1 on CPU (`fused_outputs`, together)."""
     decoding_threads: int = 0
     """Threads that decode ahead of compute; 0: none."""
+    seen: Callable[[Window], None] | None = None
+    """Criterion map: told the last window of every batch, once the detectors have seen it."""
 
 
 @torch.inference_mode()
@@ -160,6 +163,8 @@ def _detections(job: ScoringJob, student: Detector, batches: Iterator[WindowBatc
         outputs = fused_outputs(student, batch.to(job.device), job.candidates, together=job.candidate_batch)
         for candidate, output in outputs:
             proposals[candidate].extend(decode(output, batch.windows, config.postprocess))
+        if job.seen is not None:
+            job.seen(batch.windows[-1])
     tables = []
     for candidate, pooled in proposals.items():
         table = detections_of_proposals(pooled, config.grid, config.postprocess)

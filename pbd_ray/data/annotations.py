@@ -52,6 +52,7 @@ class Video:
     """File name relative to the data root, or absolute and inside it."""
     subset: str
     duration_seconds: float
+    """0.0: unknown until `with_probe`."""
     fps: float
     """As written, else frames / duration; 0.0 with `frames` 0: unknown until `with_probe`."""
     frames: int
@@ -155,8 +156,10 @@ def load_annotations(
 
 
 def with_probe(video: Video, probe: VideoProbe) -> Video:
-    """The video with the frames and frame rate its file has, whatever the annotations said."""
-    return replace(video, frames=probe.frames, fps=probe.fps)
+    """The video with the frames and frame rate its file has, whatever the annotations said; with its
+    length too, where they say none."""
+    seconds = video.duration_seconds or probe.frames / probe.fps
+    return replace(video, frames=probe.frames, fps=probe.fps, duration_seconds=seconds)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -13,7 +13,7 @@ class Finding:
     """What the look at one video found."""
 
     video: Video
-    """With frames and frame rate of its file, where its annotation has none."""
+    """With frames, frame rate and length of its file, where its annotation has none."""
     problem: str | None
     """Why it cannot be used, one line that names the file."""
 
@@ -28,7 +28,8 @@ def examine(video: Video, data_root: str) -> Finding:
         path = video_file(video, data_root)
         probe = examine_video(path)
         if not video.frames:
-            _check_seconds(path, probe, video.duration_seconds)
+            if video.duration_seconds:
+                _check_seconds(path, probe, video.duration_seconds)
             return Finding(with_probe(video, probe), None)
         check_frames(path, probe.frames, video.frames)
     except (NoVideoFile, VideoError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pbd_ray.metrics.detad import Detad, diagnose
 from pbd_ray.metrics.detad_rules import DetadRules
 from pbd_ray.metrics.intervals import MapInterval, map_interval
 from pbd_ray.metrics.mean_ap import Matches, MeanAP, match_detections, mean_ap_of, prepare_ground_truth
+from pbd_ray.report.output import write_files
 
 log = logging.getLogger(__name__)
 
@@ -199,17 +199,6 @@ def tiou_key(tiou: float) -> str:
     return f"{tiou:.2f}" if abs(tiou - round(tiou, 2)) < 1e-9 else f"{tiou:.6g}"
 
 
-def check_output(output: str | Path) -> None:
-    """Refuse, before any work, a path that cannot become a directory of results.
-
-    Raises:
-        ConfigError: something else than a directory is there or on the way there.
-    """
-    there = next(path for path in (Path(output), *Path(output).parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigError(f"--output {output}: {there} is not a directory")
-
-
 def write_report(
     report: DetectionReport, output: str | Path, more: Mapping[str, bytes] | None = None
 ) -> tuple[str, ...]:
@@ -231,15 +220,7 @@ def write_report(
         "false_negatives.png": figures.draw_false_negatives(report.detad),
         "sensitivity.png": figures.draw_sensitivity(report.detad),
     }
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
-    except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be written: {error.strerror}") from None
+    write_files(output, files)
     return tuple(files)
 
 

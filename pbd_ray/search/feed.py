@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Sequence
 
 import pyarrow as pa
 
+from pbd_ray.config import UserError
 from pbd_ray.search.state import Slice, Work
 
 Judge = Callable[[int, tuple[int, ...]], tuple[int, ...]]
@@ -31,6 +32,7 @@ class SliceFeed:
         done: indices of slices that are scored already. A stage of which nothing is left is judged at once.
         keep: gets the rows of each slice, once.
         judge: called at every barrier but the last stage's end; None: no race, all stages are scored whole.
+        lost: gets each slice that cannot be scored, and why; None: the first one ends the sweep.
 
     Attributes:
         raced: for each stage that counts, the candidates in it.
@@ -44,6 +46,7 @@ class SliceFeed:
         done: Container[int],
         keep: Callable[[Work, pa.Table], None],
         judge: Judge | None = None,
+        lost: Callable[[Work, UserError], None] | None = None,
     ) -> None:
         stages = max((piece.stage for piece in plan), default=-1) + 1
         self._waiting: list[deque[Slice]] = [deque() for _ in range(stages)]
@@ -52,7 +55,7 @@ class SliceFeed:
             if piece.index not in done:
                 self._waiting[piece.stage].append(piece)
                 self._missing[piece.stage].add(piece.index)
-        self._keep, self._judge = keep, judge
+        self._keep, self._judge, self._lost = keep, judge, lost
         self._videos = {piece.index: len(piece.videos) for piece in plan}
         self._stage = 0
         self.raced, self.alive = [candidates], candidates
@@ -89,11 +92,24 @@ class SliceFeed:
 
     def give(self, work: Work, table: pa.Table) -> None:
         """The rows of a slice; of one given twice the second are thrown away."""
-        missing = self._missing[work.piece.stage]
-        if work.piece.index in missing:
+        if work.piece.index in self._missing[work.piece.stage]:
             self._keep(work, table)
-            missing.remove(work.piece.index)
-            self._pass_barriers()
+            self._settle(work.piece)
+
+    def refuse(self, work: Work, error: UserError) -> None:
+        """A slice that cannot be scored: the sweep goes on without it if somebody asked to be told.
+
+        Raises:
+            UserError: that error, where nobody did.
+        """
+        if self._lost is None:
+            raise error from None
+        self._lost(work, error)
+        self._settle(work.piece)
+
+    def _settle(self, piece: Slice) -> None:
+        self._missing[piece.stage].remove(piece.index)
+        self._pass_barriers()
 
     def _pass_barriers(self) -> None:
         last = len(self._missing) - 1

@@ -14,9 +14,10 @@ from pbd_ray.compression.finetune import Diverged, FineTuning
 from pbd_ray.compression.jobs import FineTuneJob, alignment_job
 from pbd_ray.compression.precision import autocast_context
 from pbd_ray.compression.scoring import ScoringJob, score_videos
-from pbd_ray.config import Recipe
+from pbd_ray.config import Recipe, UserError
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.source import VideoSource
+from pbd_ray.data.windows import Window
 from pbd_ray.metrics.cost import measure_latency
 from pbd_ray.search.rate_search import GridRate, RateRun, chosen_alignment, grid_of, search_rates
 from pbd_ray.search.state import Alignment, AlignTask, Feed, Steps, SweepTask
@@ -24,8 +25,18 @@ from pbd_ray.search.state import Alignment, AlignTask, Feed, Steps, SweepTask
 Say = Callable[[str], None]
 
 
-def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say) -> Steps:
-    """Steps that run one after the other, right here."""
+def in_process_steps(
+    recipe: Recipe,
+    split: Split,
+    source: VideoSource,
+    say: Say,
+    seen: Callable[[Window], None] | None = None,
+) -> Steps:
+    """Steps that run one after the other, right here.
+
+    Args:
+        seen: told how far a sweep is inside a video (`ScoringJob.seen`).
+    """
     videos = {video.id: video for video in split.everything().videos}
     num_classes = len(split.fit.classes)
     device = torch.device(recipe.execution.device)
@@ -44,13 +55,19 @@ def in_process_steps(recipe: Recipe, split: Split, source: VideoSource, say: Say
             candidate_batch=recipe.execution.candidate_batch,
             decoding_threads=recipe.execution.decoding_threads,
             device=device,
+            seen=seen,
         )
         student = detector(task.model)
         teacher = detector(task.teacher) if task.teacher is not None else None
         while (work := feed.take()) is not None:
             racing = replace(job, candidates=work.candidates)
             wanted = [videos[name] for name in work.piece.videos]
-            feed.give(work, score_videos(racing, student, teacher, wanted))
+            try:
+                rows = score_videos(racing, student, teacher, wanted)
+            except UserError as error:
+                feed.refuse(work, error)
+            else:
+                feed.give(work, rows)
         return {}
 
     def align(task: AlignTask) -> Alignment:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pbd_ray.compression.blocks import UNDROPPED, Model, without_block
 from pbd_ray.compression.candidates import CandidateScore, Criterion
 from pbd_ray.compression.choice import Choice
+from pbd_ray.config import UserError
 from pbd_ray.metrics.guards import Guard
 from pbd_ray.metrics.intervals import Verdict
 
@@ -242,6 +243,9 @@ class Feed(Protocol):
 
     def give(self, work: Work, table: pa.Table) -> None:
         """The rows of a slice; of one given twice the second are thrown away."""
+
+    def refuse(self, work: Work, error: UserError) -> None:
+        """A slice that cannot be scored. Raises the error unless the sweep goes on without the slice."""
 
 
 Sweep = Callable[[SweepTask, Feed], Mapping[str, Any] | None]

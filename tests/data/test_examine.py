@@ -104,6 +104,9 @@ def test_what_is_not_annotated_comes_from_the_file(write_video: Write, tmp_path:
     write_video(tmp_path / "a.mp4", 100, fps=20)
     found = examine(video(frames=0, seconds=5.1), str(tmp_path))
     assert (found.video.frames, found.video.fps, found.problem) == (100, 20.0, None)
+    assert found.video.duration_seconds == 5.1
+    unknown = examine(replace(video(frames=0), duration_seconds=0.0), str(tmp_path))
+    assert (unknown.video.frames, unknown.video.duration_seconds, unknown.problem) == (100, 5.0, None)
 
 
 def test_a_file_elsewhere_is_no_accident(write_video: Write, tmp_path: Path) -> None:

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from pbd_ray.cluster.run import run_compression
 from pbd_ray.config import load_recipe
+from pbd_ray.data import synthetic
+from pbd_ray.detector.bundle import save_bundle
+from pbd_ray.detector.detector import Detector
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -55,3 +59,21 @@ def healthy(tiny_recipe: str, video_cache: Path, tmp_path_factory: pytest.TempPa
 def run_dir(healthy: Path, tmp_path: Path) -> Path:
     """A copy of it."""
     return Path(shutil.copytree(healthy, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def videos(tiny_recipe: str, video_cache: Path) -> Path:
+    """A folder of real videos with their annotations, as a user has it; for reading only."""
+    config = load_recipe(tiny_recipe).experiment.data.synthetic
+    assert config is not None
+    return synthetic.ensure(config, video_cache)
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector of the tiny recipe that never learned anything, one block already dropped."""
+    config = load_recipe(tiny_recipe).experiment.detector
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    torch.manual_seed(0)
+    save_bundle(folder, Detector(config, 4, (0, 1, 3)), synthetic.CLASSES, {})
+    return folder

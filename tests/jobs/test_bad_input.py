@@ -16,17 +16,8 @@ from typing import Any
 
 import pytest
 
-from pbd_ray.config import load_recipe
 from pbd_ray.data import synthetic
 from pbd_ray.search import patience
-
-
-@pytest.fixture(scope="module")
-def videos(tiny_recipe: str, video_cache: Path) -> Path:
-    """A folder of real videos with their annotations, as a user has it."""
-    config = load_recipe(tiny_recipe).experiment.data.synthetic
-    assert config is not None
-    return synthetic.ensure(config, video_cache)
 
 
 @pytest.fixture

@@ -13,30 +13,9 @@ from typing import Any
 
 import pytest
 
-from pbd_ray.config import load_recipe
-from pbd_ray.data import synthetic
-from pbd_ray.detector.bundle import save_bundle
-from pbd_ray.detector.detector import Detector
-
 ROOT = Path(__file__).parents[2]
 FIGURES = {"precision_recall.png", "false_positives.png", "false_negatives.png", "sensitivity.png"}
 FILES = {"metrics.json", "detad.json", *FIGURES}
-
-
-@pytest.fixture(scope="module")
-def videos(tiny_recipe: str, video_cache: Path) -> Path:
-    config = load_recipe(tiny_recipe).experiment.data.synthetic
-    assert config is not None
-    return synthetic.ensure(config, video_cache)
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector of the tiny recipe that never learned anything, one block already dropped."""
-    config = load_recipe(tiny_recipe).experiment.detector
-    folder = tmp_path_factory.mktemp("bundles") / "bundle"
-    save_bundle(folder, Detector(config, 4, (0, 1, 3)), synthetic.CLASSES, {})
-    return folder
 
 
 def agrees(ours: Any, theirs: Any) -> bool:

@@ -17,7 +17,6 @@ from pbd_ray.config import ConfigError, UserError
 from pbd_ray.metrics.detad_rules import THUMOS14
 from pbd_ray.report.detection_report import (
     Measures,
-    check_output,
     detad_json,
     evaluate_files,
     metrics_json,
@@ -26,6 +25,7 @@ from pbd_ray.report.detection_report import (
     tious_of,
     write_report,
 )
+from pbd_ray.report.output import check_output
 
 MEASURES = Measures((0.3, 0.5), THUMOS14, replicates=50)
 GROUND_TRUTH: dict[str, Any] = {

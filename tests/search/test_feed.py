@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
+from pbd_ray.config import UserError
 from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.state import Slice, Work
 
@@ -128,3 +129,25 @@ def test_without_a_judge_all_candidates_see_all_stages() -> None:
 def test_nothing_to_do() -> None:
     feed = SliceFeed((), (), (), lambda work, table: None)
     assert (feed.ended, feed.take(), feed.remaining) == (True, None, 0)
+
+
+def test_a_slice_that_cannot_be_scored() -> None:
+    """It ends the sweep, or, where somebody asked to be told, only itself."""
+    error = UserError("v00: damaged")
+    strict = Driver(None)
+    (work,) = strict.take(0)
+    with pytest.raises(UserError, match="v00: damaged"):
+        strict.feed.refuse(work, error)
+    assert not strict.feed.ended
+    kept: list[int] = []
+    lost: list[tuple[int, UserError]] = []
+    feed = SliceFeed(
+        PLAN[:2], (), (), lambda work, table: kept.append(work.piece.index),
+        lost=lambda work, error: lost.append((work.piece.index, error)),
+    )  # fmt: skip
+    first, second = feed.take(), feed.take()
+    assert first is not None and second is not None
+    feed.refuse(first, error)
+    assert (feed.ended, feed.remaining) == (False, 1)
+    feed.give(second, ROWS)
+    assert (kept, lost, feed.ended) == ([1], [(0, error)], True)
