@@ -23,7 +23,6 @@ from pbd_ray.data.source import load_split
 from pbd_ray.data.video_classes import named, scored_against
 from pbd_ray.detector.bundle import load_bundle, save_bundle
 from pbd_ray.report.detection_report import Measures, evaluate_detections, publish
-from pbd_ray.report.figures import draw_frontier
 from pbd_ray.report.page import REPORT
 from pbd_ray.report.rounds import depths_info, frontier_table, headline_name, rounds_text
 from pbd_ray.search.controller import compress
@@ -163,8 +162,7 @@ def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:
     headline = headline_name(recipe.experiment.evaluation.headline_tiou)
     depths = depths_info(summary_to_json(summary))
     ledger.storage.write_table("frontier.parquet", frontier_table(depths))
-    ledger.storage.write("frontier.png", draw_frontier(depths, headline))
     print(rounds_text(depths, headline), flush=True)
     last = standing((summary.teacher, *summary.rounds))[-1]
-    for name in (REPORT, "summary.json", "frontier.png", ledger.round(last.round).bundle):
+    for name in (REPORT, "summary.json", ledger.round(last.round).bundle):
         say(f"{ledger.storage.uri(name)}")

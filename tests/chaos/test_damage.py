@@ -31,9 +31,6 @@ CUTS: dict[str, Damage] = {
     "all but a byte": lambda content, rng: content[:-1],
 }
 DAMAGES = CUTS | {"a bit": flip_a_bit}
-AT_THE_ROOT = ("recipe.yaml", "environment.json")
-"""What verify follows the chain of results from; no hash is kept of their bytes."""
-REMADE = ("summary.json", "frontier.parquet", "frontier.png")
 
 
 def files(run_dir: Path) -> list[str]:

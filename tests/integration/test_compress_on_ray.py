@@ -52,7 +52,7 @@ def test_run_dir_on_s3(
     assert [record.result for record in records] == _results(local)
     assert verify(run_dir) == []
     there = Storage.at(run_dir)
-    assert there.exists("frontier.png")
+    assert there.exists("report.html")
     assert there.names("ray") == (), "the cluster's own files go with the commit"
 
 
@@ -80,7 +80,7 @@ def test_submitted_job(start: Start, video_cache: Path, tmp_path: Path) -> None:
         if trials and not listening:
             listening.update(driver.listening())
         trials.update(path.parent.name for path in run_dir.glob("ray/*-tune/*/result.json"))
-        return (run_dir / "frontier.png").is_file()
+        return (run_dir / "frontier.parquet").is_file()
 
     small = [
         "experiment.data.synthetic.fit_videos=6",

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from pbd_ray.report.figures import draw_frontier
 from pbd_ray.report.rounds import depths_info, frontier, frontier_table, rounds_text
 
 TEACHER: dict[str, Any] = {
@@ -96,8 +95,3 @@ def test_what_was_rolled_back_is_shown_and_is_no_depth() -> None:
     assert frontier_table(depths).column("dropped_block").to_pylist() == [None, 2, 2]
     flags = [line.split("%)")[-1].strip() for line in rounds_text(depths, "mAP@0.5").splitlines()[-4:]]
     assert flags == ["", "rolled back", "undecided", ""]
-    assert draw_frontier(depths, "mAP@0.5") == draw_frontier(frontier(depths), "mAP@0.5")
-
-
-def test_figure_is_a_picture() -> None:
-    assert draw_frontier(depths_info(SUMMARY), "mAP@0.5").startswith(b"\x89PNG")
