@@ -24,15 +24,15 @@ VERDICTS = {
 
 
 @dataclass(frozen=True)
-class TiouInfo:
-    """mAP at one threshold, or its average."""
+class PairInfo:
+    """A number of the teacher's and of the student's, and the interval of student - teacher."""
 
     name: str
+    """The threshold, or 'average'; of AP the class."""
     teacher: float
     student: float
     low: float
     high: float
-    """Interval of student - teacher."""
 
     @property
     def difference(self) -> float:
@@ -40,26 +40,17 @@ class TiouInfo:
 
 
 @dataclass(frozen=True)
-class ClassInfo:
-    """AP of one class at the headline threshold, and the interval of student - teacher."""
+class ClassInfo(PairInfo):
+    """AP of one class at the headline threshold."""
 
-    name: str
     instances: int
-    teacher: float
-    student: float
-    low: float
-    high: float
-
-    @property
-    def difference(self) -> float:
-        return self.student - self.teacher
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A student against its teacher on the test videos."""
 
-    tious: tuple[TiouInfo, ...]
+    tious: tuple[PairInfo, ...]
     """The average last."""
     classes: tuple[ClassInfo, ...]
     """The largest loss first."""
@@ -116,7 +107,7 @@ def comparison_info(
         found = intervals[tiou].map
         values = {who: one.at(tiou) for who, one in quality.items()}
         name = "average" if tiou == "average" else f"{tiou:g}"
-        tious.append(TiouInfo(name, **values, low=found.low, high=found.high))
+        tious.append(PairInfo(name, **values, low=found.low, high=found.high))
     return Comparison(
         tious=tuple(tious),
         classes=_classes(test, theirs, ours, rules, intervals[rules.headline_tiou].classes),
@@ -143,12 +134,12 @@ def _classes(
     instances = teacher.ground_truth.counts.sum(axis=1)
     found = [
         ClassInfo(
-            test.classes[label],
-            int(instances[label]),
-            float(theirs[label]),
-            float(ours[label]),
-            one.low,
-            one.high,
+            name=test.classes[label],
+            teacher=float(theirs[label]),
+            student=float(ours[label]),
+            low=one.low,
+            high=one.high,
+            instances=int(instances[label]),
         )
         for label, one in intervals.items()
     ]

@@ -13,7 +13,7 @@ from pbd_ray.metrics.mean_ap import MetricError
 from pbd_ray.report import panels
 from pbd_ray.report.detection_figures import profile_info
 from pbd_ray.report.evidence import Evidence
-from pbd_ray.report.findings import ClassInfo, Comparison, TiouInfo, comparison_info
+from pbd_ray.report.findings import ClassInfo, Comparison, PairInfo, comparison_info
 from pbd_ray.report.parts import Figure, Part, Table, figure, row_height, signed
 from pbd_ray.report.rounds import DepthInfo
 
@@ -177,7 +177,7 @@ def _false_negatives(teacher: Detad, student: Detad) -> Table:
     return Table("False negatives", columns, rows)
 
 
-def _row(one: TiouInfo | ClassInfo) -> tuple[str, str, str]:
+def _row(one: PairInfo) -> tuple[str, str, str]:
     return f"{one.teacher:.4f}", f"{one.student:.4f}", signed(one.difference, one.low, one.high)
 
 
