@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from pbd_ray.config import UserError
 from pbd_ray.metrics.guards import GUARDED
+from pbd_ray.report.plain import plain_text
 
 _WIDTH = 160
 MEANING = {
@@ -197,9 +196,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> str:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    stream = io.StringIO()
-    Console(file=stream, width=_WIDTH, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+    return plain_text(table, _WIDTH)
 
 
 def _interval(interval: Mapping[str, Any]) -> str:

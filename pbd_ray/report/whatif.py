@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from pbd_ray.metrics.intervals import MapInterval
+from pbd_ray.report.plain import plain_text
 
 _WIDTH = 120
 
@@ -55,16 +54,13 @@ def _round(one: ReplayedRound) -> str:
     for metric in one.metrics:
         tau = "-" if math.isnan(metric.tau) else f"{metric.tau:+.2f}"
         table.add_row(metric.metric, str(metric.block), _lead(metric.lead), tau)
-    stream = io.StringIO()
-    Console(file=stream, width=_WIDTH, color_system=None).print(table)
-    shown = "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
     head = f"round {one.round}: block {one.dropped_block} went, of {one.candidates} candidates"
     if one.stopped:
         blocks = ", ".join(map(str, one.stopped))
         head += f"; racing had stopped blocks {blocks}, which no metric can choose any more"
     others = sorted({metric.block for metric in one.metrics} - {one.dropped_block})
     told = f"another block would have gone: {', '.join(map(str, others))}" if others else "no other block"
-    return "\n".join([head, "", shown, "", f"round {one.round}: {told}"])
+    return "\n".join([head, "", plain_text(table, _WIDTH), "", f"round {one.round}: {told}"])
 
 
 def _lead(lead: MapInterval | None) -> str:
