@@ -4,6 +4,7 @@
 
 RECIPE is a shipped name or a YAML file. The same command on the same run_dir goes on where it stopped.
 
+    python jobs/compress.py RECIPE --plan               # what it will take: time, memory, disk, cost
     python jobs/compress.py --verify RUN_DIR            # does every hash hold? exit status 1 if not
     python jobs/compress.py --explain ROUND RUN_DIR     # why that block went, and what it cost
 """
@@ -25,6 +26,9 @@ def main() -> int:
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--print-config", action="store_true", help="print the whole recipe and stop")
+    instead.add_argument(
+        "--plan", action="store_true", help="measure on a few videos what the run will take and stop"
+    )
     instead.add_argument("--verify", metavar="RUN_DIR", help="check every hash of a run and stop")
     instead.add_argument(
         "--explain", metavar=("ROUND", "RUN_DIR"), nargs=2, help="print why a round's block went and stop"
@@ -54,6 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     from pbd_ray.cluster.reading import refuse_early
 
     refuse_early(recipe)  # torch and Ray take seconds to load
+    if arguments.plan:
+        from pbd_ray.cluster.planning import run_plan
+
+        run_plan(recipe)
+        return 0
     from pbd_ray.cluster.run import run_compression
 
     run_compression(recipe)

@@ -555,6 +555,11 @@ class Execution(Section):
     task_retries: Annotated[int, Field(ge=0)] = 2
     resource_wait_seconds: Positive = 600.0
     progress_seconds: Positive = 10.0
+    max_device_hours: Positive | None = None
+    """Stop before a round that would take the run beyond so many hours of GPUs held (of CPUs, where `device`
+    is cpu). With a higher cap the same command goes on."""
+    price_per_device_hour: NonNegative | None = None
+    """For `--plan`: what an hour of a GPU, or of a CPU, costs."""
 
     @property
     def decoding_threads(self) -> int:

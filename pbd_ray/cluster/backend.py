@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 
 from pbd_ray.cluster.holder import sole_driver
+from pbd_ray.cluster.lr_sweep import runs_at_once
 from pbd_ray.cluster.monitoring import say
-from pbd_ray.cluster.session import ray_session
+from pbd_ray.cluster.session import ray_session, worker_capacity
 from pbd_ray.cluster.steps import cluster_steps, fit_teacher
 from pbd_ray.compression.jobs import teacher_job
 from pbd_ray.config import Recipe
@@ -69,6 +70,14 @@ def backend_steps(
         return
     with cluster_steps(recipe, split, storage, say) as steps:
         yield steps
+
+
+def side_by_side(recipe: Recipe) -> tuple[int, int]:
+    """How many scoring workers, and how many fine-tuning runs, there are at once."""
+    execution = recipe.execution
+    if execution.backend == "local":
+        return 1, 1
+    return min(execution.max_workers, worker_capacity(execution)), runs_at_once(execution)
 
 
 def fit_uncompressed(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Alignment:

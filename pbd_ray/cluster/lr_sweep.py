@@ -100,7 +100,7 @@ def _sweep(
         tune.with_resources(tune.with_parameters(drive_trainer, run=spec), {HEAD_RESOURCE: 0.001}),
         param_space={"grid": tune.grid_search([(entry.index, entry.rate) for entry in entries])},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=_at_once(spec.recipe.execution),
+            max_concurrent_trials=runs_at_once(spec.recipe.execution),
             trial_name_creator=lambda trial: run_name(spec.name, trial.config["grid"][1]),
             trial_dirname_creator=lambda trial: run_name(spec.name, trial.config["grid"][1]),
         ),
@@ -135,7 +135,8 @@ def _reported(entry: GridRate, result: Any) -> Mapping[str, Any]:
     return metrics
 
 
-def _at_once(execution: Execution) -> int:
+def runs_at_once(execution: Execution) -> int:
+    """How many learning rates train side by side."""
     fit = max(1, worker_capacity(execution) // execution.train_workers)
     limit = execution.max_concurrent_learning_rates
     return fit if limit is None else min(fit, limit)

@@ -23,6 +23,7 @@ from pbd_ray.data.source import load_split
 from pbd_ray.data.video_classes import named, scored_against
 from pbd_ray.detector.bundle import load_bundle, save_bundle
 from pbd_ray.report.detection_report import Measures, evaluate_detections, publish
+from pbd_ray.report.forecast import outcome_text
 from pbd_ray.report.page import REPORT
 from pbd_ray.report.rounds import depths_info, frontier_table, headline_name, rounds_text
 from pbd_ray.search.controller import compress
@@ -35,6 +36,7 @@ from pbd_ray.search.standing import standing
 from pbd_ray.search.state import Summary
 from pbd_ray.search.storage import Storage
 from pbd_ray.search.summary import summary_to_json
+from pbd_ray.search.sweeping import measuring
 
 
 def run_compression(recipe: Recipe) -> Summary:
@@ -60,7 +62,9 @@ def _compress(recipe: Recipe, storage: Storage, owner: Owner) -> Summary:
         ledger = Ledger.open(storage, recipe, owner)
         ledger.record_quarantine(left_out)
         if teacher is None and ledger.teacher.read_bundle() is None:
-            fitted = fit_uncompressed(recipe, split, source, ledger.scratch_uri())
+            with measuring(ledger.teacher, "fit") as measured:
+                fitted = fit_uncompressed(recipe, split, source, ledger.scratch_uri())
+                measured |= fitted.measured
             teacher = packing.files(fitted.model, {"experiment": recipe.experiment.name})
         with backend_steps(recipe, split, source, ledger.scratch_uri()) as steps:
             summary = compress(
@@ -164,5 +168,12 @@ def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:
     ledger.storage.write_table("frontier.parquet", frontier_table(depths))
     print(rounds_text(depths, headline), flush=True)
     last = standing((summary.teacher, *summary.rounds))[-1]
+    if (plan := ledger.plan()) is not None:
+        taken = {
+            (record.round, stage): float(facts["seconds"])
+            for record in (summary.teacher, *summary.rounds)
+            for stage, facts in record.measured["stages"].items()
+        }
+        say(outcome_text(plan, taken))
     for name in (REPORT, "summary.json", ledger.round(last.round).bundle):
         say(f"{ledger.storage.uri(name)}")

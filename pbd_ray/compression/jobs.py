@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 
 from pbd_ray.compression.blocks import Model, from_detector
-from pbd_ray.config import AlignmentConfig, ConfigError, DetectorConfig, Experiment, Recipe
+from pbd_ray.config import (
+    AlignmentConfig,
+    ConfigError,
+    DetectorConfig,
+    Experiment,
+    Recipe,
+    TeacherConfig,
+)
 from pbd_ray.data.annotations import Annotations, Split
 from pbd_ray.data.source import VideoSource
 from pbd_ray.detector.detector import Detector
@@ -58,7 +65,15 @@ def teacher_job(recipe: Recipe, split: Split, source: VideoSource, say: Callable
         UserError: `execution.pretrained_weights` is missing or does not fit.
     """
     options = recipe.experiment.teacher
-    config = AlignmentConfig(
+    student = initial_model(recipe, len(split.fit.classes), say)
+    job = _job(recipe, split, source, teacher_config(options), TEACHER_ROUND, student, None)
+    pretrained = options.start == "pretrained" and recipe.experiment.detector.backbone.final_norm
+    return replace(job, standardize=pretrained)
+
+
+def teacher_config(options: TeacherConfig) -> AlignmentConfig:
+    """How the uncompressed detector is fitted, as a grid of one learning rate without a teacher."""
+    return AlignmentConfig(
         trainable=options.trainable,
         learning_rates=(options.backbone_lr,),
         optimizer=options.optimizer,
@@ -66,10 +81,6 @@ def teacher_job(recipe: Recipe, split: Split, source: VideoSource, say: Callable
         prediction_loss=False,
         select_every_epochs=options.select_every_epochs,
     )
-    student = initial_model(recipe, len(split.fit.classes), say)
-    job = _job(recipe, split, source, config, TEACHER_ROUND, student, None)
-    pretrained = options.start == "pretrained" and recipe.experiment.detector.backbone.final_norm
-    return replace(job, standardize=pretrained)
 
 
 def initial_model(recipe: Recipe, num_classes: int, say: Callable[[str], None]) -> Model:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Annotations
+from pbd_ray.report.forecast import Forecast
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class Evidence:
     """environment.json."""
     test: Annotations
     """The test videos with the labels that mAP compares with."""
+    plan: Forecast | None
+    """What the run was expected to take, where that was asked before it began."""
     counts: Mapping[str, int]
     """Part of the split (fit, selection, test) -> number of videos."""
     teacher: DepthEvidence

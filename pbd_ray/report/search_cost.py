@@ -9,8 +9,10 @@ from typing import Any
 from pbd_ray.config import Execution
 from pbd_ray.report.evidence import Evidence
 
-_TRAINING_FORWARDS = 3
+TRAINING_FORWARDS = 3
 """A forward and a backward pass, which multiplies twice as much, in forwards."""
+RUNS = ("align", "fit")
+"""Stages of fine-tuning runs; the others are of the scoring pool."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,14 @@ class StageCost:
     """CPUs that were held for the time, busy or not; of fine-tuning that of the epochs alone."""
     gpu_hours: float
     expected_seconds: float | None
-    """The first round's seconds times how much more was to be multiplied; None for the first itself."""
+    """By the plan made before the run began. Without one the first round's seconds times how much more was to
+    be multiplied; None for the first itself."""
     resumed: bool
 
 
 def search_cost_info(evidence: Evidence) -> tuple[StageCost, ...]:
-    """Every measured stage, in order. The expectation counts MACs: all that a stage ran forwards and
-    backwards, racing's savings included, against the same stage of the first round."""
+    """Every measured stage, in order. Where nothing was planned the expectation counts MACs: all that a stage
+    ran forwards and backwards, racing's savings included, against the same stage of the first round."""
     summary, execution = evidence.summary, evidence.recipe.execution
     entries = (summary["teacher"], *summary["rounds"])
     first: dict[str, tuple[float, float]] = {}
@@ -44,12 +47,14 @@ def search_cost_info(evidence: Evidence) -> tuple[StageCost, ...]:
             resumed = bool(facts["resumed"]) or _went_on(facts, seconds)
             work = _work(stage, facts, entry, before, summary["teacher"])
             expected = None
-            if stage in first and work is not None:
+            if evidence.plan is not None:
+                expected = evidence.plan.seconds_of(number, stage)
+            elif stage in first and work is not None:
                 base_seconds, base_work = first[stage]
                 expected = base_seconds * work / base_work
             elif work and not resumed:
                 first[stage] = seconds, work
-            cpus, gpus = _held(stage, facts, seconds, execution)
+            cpus, gpus = held_seconds(stage, facts, seconds, execution)
             found.append(StageCost(number, stage, seconds, cpus / 3600, gpus / 3600, expected, resumed))
     return tuple(found)
 
@@ -68,9 +73,9 @@ def _work(
     teacher: Mapping[str, Any],
 ) -> float | None:
     """MACs in units of nothing in particular: only ratios within one stage count."""
-    if stage == "align":
+    if stage in RUNS:
         epochs = sum(run["epochs"] for run in facts.get("learning_rates", {}).values())
-        return float(epochs * (_TRAINING_FORWARDS * entry["macs"] + teacher["macs"]))
+        return float(epochs * (TRAINING_FORWARDS * entry["macs"] + teacher["macs"]))
     if stage in ("evaluation", "selection"):
         return float(entry["macs"])
     if stage == "scores":
@@ -99,9 +104,11 @@ def _went_on(facts: Mapping[str, Any], seconds: float) -> bool:
     return any(run["seconds"] > seconds for run in facts.get("learning_rates", {}).values())
 
 
-def _held(stage: str, facts: Mapping[str, Any], seconds: float, execution: Execution) -> tuple[float, float]:
-    """(CPU, GPU) seconds."""
-    if stage == "align":
+def held_seconds(
+    stage: str, facts: Mapping[str, Any], seconds: float, execution: Execution
+) -> tuple[float, float]:
+    """(CPU, GPU) seconds that a stage of measured.json held, busy or not."""
+    if stage in RUNS:
         runs = facts.get("learning_rates", {}).values()
         held = sum(run["seconds"] for run in runs) * execution.train_workers
     else:

@@ -11,6 +11,7 @@ from pbd_ray.report import panels
 from pbd_ray.report.evidence import Evidence
 from pbd_ray.report.explain import AXIS, MEANING, CandidateInfo, candidates_info, origin_info
 from pbd_ray.report.findings import RateCurve, curves_info
+from pbd_ray.report.forecast import outcome_text
 from pbd_ray.report.parts import Figure, Part, Table, figure, row_height, signed
 from pbd_ray.report.search_cost import StageCost, search_cost_info
 
@@ -110,10 +111,18 @@ def cost_part(evidence: Evidence) -> Part | None:
     stages = search_cost_info(evidence)
     if not stages:
         return None
+    plan = evidence.plan
+    if plan is None:
+        expected = (
+            "the seconds that the stage took when it was first run, times how much more or less there was to "
+            "multiply"
+        )
+    else:
+        taken = {(stage.round, stage.stage): stage.seconds for stage in stages}
+        expected = f"by the plan that was made before; {outcome_text(plan, taken)}"
     text = (
-        "Seconds are wall-clock; * of a stage that was interrupted, its last part. Expected: the seconds "
-        "that the stage took when it was first run, times how much more or less there was to multiply. Hours "
-        "are of CPUs and GPUs held, busy or not. Fitting a teacher and measuring latency are not among them."
+        "Seconds are wall-clock; * of a stage that was interrupted, its last part. Expected: "
+        f"{expected}. Hours are of CPUs and GPUs held, busy or not. Measuring latency is not among them."
     )
     total = (
         "all",

@@ -12,7 +12,9 @@ from pbd_ray.compression.choice import finalists
 from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.quarantine import NOTHING
+from pbd_ray.report.forecast import Forecast
 from pbd_ray.search.annotated import record_split, split_hash
+from pbd_ray.search.budget import budget_reason
 from pbd_ray.search.environment import current_environment
 from pbd_ray.search.hashing import weights_hash
 from pbd_ray.search.ledger import Ledger, LedgerError, quarantine_hash
@@ -69,7 +71,8 @@ def compress(
         report(f"{label(record.round)}: on record, result {record.result[:12]}")
     if not records:
         records.append(_commit(stages, TEACHER_ROUND, original))
-    while (reason := _stop_reason(recipe, records)) is None:
+    plan = ledger.plan()
+    while (reason := _stop_reason(recipe, records, plan)) is None:
         _write_summary(ledger, records, None)
         publish()
         records.append(_round(stages, original, records))
@@ -131,7 +134,7 @@ def _open_teacher(stages: Stages, files: Mapping[str, bytes] | None) -> Model:
     return teacher
 
 
-def _stop_reason(recipe: Recipe, records: Sequence[RoundRecord]) -> str | None:
+def _stop_reason(recipe: Recipe, records: Sequence[RoundRecord], plan: Forecast | None) -> str | None:
     stood, given_up = standing(records), tried(records)
     teacher, last = stood[0], stood[-1]
     blocks = tuple(decision.dropped_block for decision in given_up)
@@ -143,7 +146,8 @@ def _stop_reason(recipe: Recipe, records: Sequence[RoundRecord]) -> str | None:
         rolled_back=blocks,
         untried=len(finalists(given_up[-1].scores, blocks)) if given_up else 0,
     )
-    return stop_reason(status, recipe.experiment.stopping, recipe.experiment.max_drops)
+    done = stop_reason(status, recipe.experiment.stopping, recipe.experiment.max_drops)
+    return done or budget_reason(records, recipe.execution, plan)
 
 
 def _write_summary(ledger: Ledger, records: list[RoundRecord], reason: str | None) -> Summary:

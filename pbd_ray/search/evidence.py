@@ -30,6 +30,7 @@ def gather(ledger: Ledger) -> Evidence:
         summary=summary,
         environment=environment,
         test=scored_against(split.test),
+        plan=ledger.plan(),
         counts={name: len(part.videos) for name, part in split.parts.items()},
         teacher=depths[0],
         rounds=tuple(depths[1:]),

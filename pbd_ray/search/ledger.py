@@ -12,6 +12,7 @@ immutable.
     rounds/01/     scores/ (plan.json, one Parquet a slice), scores.parquet, decision.json, model/ (bundle),
                    alignment.parquet, evaluation/, evaluation.json, measured.json, commit.json
     ray/           storage of the open round's cluster runs
+    plan/          plan.json, what the run was expected to take, where that was asked before it began
     summary.json
 """
 
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 
 from pbd_ray.config import Recipe, differences, experiment_hash, one_line
 from pbd_ray.data.quarantine import NOTHING, Quarantine, quarantine_from_json, quarantine_to_json
+from pbd_ray.report.forecast import Forecast, forecast_from_json
 from pbd_ray.search.commit import NOT_CHAINED, is_chained
 from pbd_ray.search.environment import Environment, exactness_changes
 from pbd_ray.search.hashing import value_hash
@@ -36,6 +38,7 @@ from pbd_ray.search.storage import LedgerError, Storage
 __all__ = ["Ledger", "LedgerError"]
 
 SCRATCH = "ray"
+PLAN = "plan"
 QUARANTINE = "quarantine.json"
 
 
@@ -84,7 +87,7 @@ class Ledger:
                 more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
                 shown = "; ".join(changed[:3])
                 raise LedgerError(f"{storage.uri('recipe.yaml')} holds another experiment: {shown}{more}")
-        elif found := [name for name in storage.names() if not name.startswith(f"{OWNERS}/")]:
+        elif found := [name for name in storage.names() if not name.startswith((f"{OWNERS}/", f"{PLAN}/"))]:
             raise LedgerError(
                 f"{storage.location} has files ({found[0]}) but no recipe.yaml: not a run directory"
             )
@@ -236,6 +239,25 @@ class Ledger:
     def discard_scratch(self) -> None:
         """Delete the cluster's storage: after a commit nothing in it is needed."""
         self.storage.remove_folder(SCRATCH)
+
+    def write_plan(self, plan: Forecast) -> None:
+        self.storage.write_json(f"{PLAN}/plan.json", plan.to_json())
+
+    def plan(self) -> Forecast | None:
+        """What this experiment was expected to take; None where nobody asked before it began.
+
+        Raises:
+            LedgerError: the file says something else.
+        """
+        name = f"{PLAN}/plan.json"
+        value = self.storage.read_json(name)
+        if value is None:
+            return None
+        try:
+            plan = forecast_from_json(value)
+        except (KeyError, TypeError) as error:
+            raise LedgerError(f"{self.storage.uri(name)}: not a plan: {error}") from None
+        return plan if plan.experiment == experiment_hash(self.recipe().experiment) else None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self.storage.write_json("summary.json", summary)

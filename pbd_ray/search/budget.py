@@ -1,0 +1,46 @@
+"""Is the next round still within the budget, `execution.max_device_hours`?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pbd_ray.config import Execution
+from pbd_ray.report.forecast import Forecast
+from pbd_ray.report.search_cost import held_seconds
+from pbd_ray.search.state import RoundRecord
+
+
+def budget_reason(records: Sequence[RoundRecord], execution: Execution, plan: Forecast | None) -> str | None:
+    """One sentence on why no further round is begun, or None to go on.
+
+    The next round is expected to take what the last one did: with a block less it takes less. The first is
+    expected to take what it was planned to, nothing without a plan.
+
+    Args:
+        records: all committed rounds, the teacher first.
+    """
+    most = execution.max_device_hours
+    if most is None:
+        return None
+    spent = [device_hours(record, execution) for record in records]
+    following = spent[-1] if len(records) > 1 else _planned(plan, execution, round=1)
+    if sum(spent) + following <= most:
+        return None
+    kind = "GPU" if execution.device == "cuda" else "CPU"
+    return (
+        f"{sum(spent):.3g} {kind} hours are spent and the next round may take {following:.3g}, "
+        f"execution.max_device_hours {most:g}"
+    )
+
+
+def device_hours(record: RoundRecord, execution: Execution) -> float:
+    """Hours of GPUs that a round held, of CPUs where it ran on these. Of a stage that was interrupted only
+    the last part is known."""
+    stages = record.measured.get("stages", {}).items()
+    held = [held_seconds(name, facts, float(facts["seconds"]), execution) for name, facts in stages]
+    return sum(gpus if execution.device == "cuda" else cpus for cpus, gpus in held) / 3600
+
+
+def _planned(plan: Forecast | None, execution: Execution, round: int) -> float:
+    stages = () if plan is None else (stage for stage in plan.stages if stage.round == round)
+    return sum(stage.gpu_hours if execution.device == "cuda" else stage.cpu_hours for stage in stages)

@@ -1,0 +1,146 @@
+"""What a run is going to take, stage by stage, from what a few windows took.
+
+Every stage is its windows times what one was measured to take, times how much less there is to multiply than
+in what was measured; plus starts of workers and trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from pbd_ray.compression.jobs import teacher_config
+from pbd_ray.compression.schedule import rung_ends
+from pbd_ray.config import AlignmentConfig, Recipe, experiment_hash
+from pbd_ray.report.forecast import Forecast, RunSeconds, StageForecast, UnitSeconds, Workload
+from pbd_ray.report.search_cost import TRAINING_FORWARDS
+from pbd_ray.search.state import Cost
+
+NARROW, WIDE = 0.75, 1.3
+"""The range around what is expected, for what a few windows cannot show: other load on the machine, videos
+that are busier than those looked at, workers that start late."""
+RACED = 0.5
+"""Share of a scoring sweep that is left where racing goes well (docs/scoring.md)."""
+
+
+def forecast(
+    recipe: Recipe,
+    workload: Workload,
+    units: UnitSeconds,
+    cost: Cost,
+    *,
+    rounds: int,
+    uncached: float,
+    disk_bytes: int,
+) -> Forecast:
+    """Seconds and hours of every stage of a run.
+
+    Args:
+        cost: of the uncompressed detector.
+        rounds: at most, those included that are rolled back.
+        uncached, disk_bytes: as in `Forecast`.
+    """
+    stages = tuple(_Stages(recipe, workload, units, cost, uncached).all())
+    more = rounds - recipe.experiment.max_drops
+    return Forecast(experiment_hash(recipe.experiment), workload, units, stages, more, uncached, disk_bytes)
+
+
+def scoring_macs(blocks: int, cost: Cost, depth: int, fused: bool) -> float:
+    """MACs of one window through a student of so many blocks, and, `fused`, through every fork of it
+    (docs/scoring.md): the candidate at place i of n runs its n - 1 - i last blocks and the head."""
+    block, rest = cost.block_macs / depth, cost.macs - cost.block_macs
+    forks = sum(later * block + rest for later in range(blocks)) if fused else 0.0
+    return blocks * block + rest + forks
+
+
+@dataclass(frozen=True)
+class _Stages:
+    recipe: Recipe
+    work: Workload
+    units: UnitSeconds
+    cost: Cost
+    uncached: float
+
+    def all(self) -> Iterator[StageForecast]:
+        experiment, work, units = self.recipe.experiment, self.work, self.units
+        judges = experiment.stopping.judges
+        if units.fit is not None:
+            yield self._fit(units.fit)
+        cold = units.window + units.decode
+        yield self._pool(0, "evaluation", units.start + work.test * cold)
+        yield self._pool(0, "latency", units.latency)
+        if judges:
+            yield self._pool(0, "selection", units.load + work.selection * cold)
+        for round in range(1, experiment.max_drops + 1):
+            if experiment.scoring.drops is None:
+                yield self._scores(round)
+            start = units.load
+            last = round == experiment.max_drops
+            if units.align is not None and (last or experiment.alignment.rounds == "every"):
+                yield self._align(round, units.align)
+                start = units.start  # fine-tuning takes the pool's place
+            window = units.window * self._student(round) / self.cost.macs + self.uncached * units.decode
+            yield self._pool(round, "evaluation", start + work.test * window)
+            yield self._pool(round, "latency", units.latency)
+            if judges:
+                yield self._pool(round, "selection", units.load + work.selection * window)
+
+    def _scores(self, round: int) -> StageForecast:
+        experiment, units = self.recipe.experiment, self.units
+        depth, fused = experiment.detector.backbone.depth, experiment.scoring.criterion != "mse"
+        ours = scoring_macs(depth - round + 1, self.cost, depth, fused)
+        share = ours / scoring_macs(depth, self.cost, depth, fused)
+        decode = units.decode * (1.0 if round == 1 else self.uncached)
+        most = self.work.scoring * (units.scoring * share + decode)
+        least = most * RACED if fused and experiment.scoring.racing is not None else most
+        start = units.load + units.trials
+        expected = self._pool(round, "scores", start + (most + least) / 2)
+        return replace(expected, low=NARROW * (start + least), high=WIDE * (start + most))
+
+    def _align(self, round: int, run: RunSeconds) -> StageForecast:
+        """Measured on the student of round 1; a step is a forward and a backward pass of the student, and a
+        forward of the teacher."""
+        teacher, first, student = self.cost.macs, self._student(1), self._student(round)
+        step = (TRAINING_FORWARDS * student + teacher) / (TRAINING_FORWARDS * first + teacher)
+        run = replace(run, training=run.training * step, selection=run.selection * student / first)
+        cold = self.work.unseen if round == 1 else 0
+        return self._runs(round, "align", self.recipe.experiment.alignment, run, cold)
+
+    def _fit(self, run: RunSeconds) -> StageForecast:
+        config = teacher_config(self.recipe.experiment.teacher)
+        return self._runs(0, "fit", config, run, self.work.scoring + self.work.unseen)
+
+    def _runs(
+        self, round: int, stage: str, config: AlignmentConfig, run: RunSeconds, cold: int
+    ) -> StageForecast:
+        """A grid, `runs_at_once` side by side, rung by rung; after each the better half goes on.
+
+        Args:
+            cold: windows that nothing has decoded before.
+        """
+        decode = self.units.decode * self.units.workers  # every run decodes by itself
+        again = self.uncached * decode
+        alive, begun, wall, held = len(config.learning_rates), 0, 0.0, 0.0
+        for end in rung_ends(config):
+            epochs = range(begun + 1, end + 1)
+            selections = sum(epoch % config.select_every_epochs == 0 or epoch == end for epoch in epochs)
+            seconds = len(epochs) * self.work.epoch * (run.training + again)
+            seconds += selections * self.work.selection * (run.selection + again)
+            seconds += cold * decode if begun == 0 else 0.0
+            wall += math.ceil(alive / self.units.runs_at_once) * (run.start + seconds)
+            held += alive * seconds * self.recipe.execution.train_workers
+            alive, begun = max(1, alive // 2), end
+        return self._stage(round, stage, wall, held)
+
+    def _pool(self, round: int, stage: str, seconds: float) -> StageForecast:
+        return self._stage(round, stage, seconds, seconds * self.units.workers)
+
+    def _stage(self, round: int, stage: str, seconds: float, held: float) -> StageForecast:
+        execution = self.recipe.execution
+        hours = (held * each / 3600 for each in (execution.cpus_per_worker, execution.gpus_per_worker))
+        return StageForecast(round, stage, seconds, NARROW * seconds, WIDE * seconds, *hours)
+
+    def _student(self, round: int) -> float:
+        """MACs of the student that a round aligns."""
+        return self.cost.macs - round * self.cost.block_macs / self.recipe.experiment.detector.backbone.depth
