@@ -93,6 +93,8 @@ class Forecast:
     workload: Workload
     units: UnitSeconds
     stages: tuple[StageForecast, ...]
+    candidates: tuple[int, ...]
+    """How many blocks each round scores; none where the recipe gives the drops."""
     rolled_back: int
     """Further rounds, if all are rolled back that can be: in `high` only."""
     uncached: float
@@ -134,6 +136,7 @@ def forecast_from_json(value: Mapping[str, Any]) -> Forecast:
     parts = {
         "workload": Workload(**value["workload"]),
         "units": UnitSeconds(**units),
+        "candidates": tuple(value["candidates"]),
         "stages": tuple(StageForecast(**stage) for stage in value["stages"]),
     }
     return Forecast(**{**value, **parts})
@@ -163,9 +166,11 @@ def _needs(plan: Forecast, execution: Execution) -> list[str]:
     units, work = plan.units, plan.workload
     lines = [
         f"with {units.workers} scoring workers and {units.runs_at_once} fine-tuning runs at once; "
-        f"windows: {work.scoring} scored a round, {work.selection} selection, {work.test} test, "
-        f"{work.epoch} an epoch"
+        f"windows: {work.selection} selection, {work.test} test, {work.epoch} an epoch"
     ]
+    if plan.candidates:
+        rounds = ", ".join(map(str, plan.candidates))
+        lines.append(f"candidates: {rounds}, each on {work.scoring} windows if no race stops it")
     if plan.rolled_back:
         lines.append(f"'to' holds {plan.rolled_back} rounds more, if all are rolled back that can be")
     if plan.uncached:

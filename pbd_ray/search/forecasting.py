@@ -41,9 +41,18 @@ def forecast(
         rounds: at most, those included that are rolled back.
         uncached, disk_bytes: as in `Forecast`.
     """
-    stages = tuple(_Stages(recipe, workload, units, cost, uncached).all())
-    more = rounds - recipe.experiment.max_drops
-    return Forecast(experiment_hash(recipe.experiment), workload, units, stages, more, uncached, disk_bytes)
+    experiment, blocks = recipe.experiment, recipe.experiment.detector.backbone.depth
+    scored = range(experiment.max_drops) if experiment.scoring.drops is None else ()
+    return Forecast(
+        experiment=experiment_hash(experiment),
+        workload=workload,
+        units=units,
+        stages=tuple(_Stages(recipe, workload, units, cost, uncached).all()),
+        candidates=tuple(blocks - dropped for dropped in scored),
+        rolled_back=rounds - experiment.max_drops,
+        uncached=uncached,
+        disk_bytes=disk_bytes,
+    )
 
 
 def scoring_macs(blocks: int, cost: Cost, depth: int, fused: bool) -> float:

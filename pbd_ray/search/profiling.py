@@ -2,10 +2,10 @@
 
 What a pool takes is measured by four evaluations of two groups of videos, A and B, in a new pool:
 
-    A, first time      start + load + (decode + window) A
-    A again                    load +           window  A
-    B, first time              load + (decode + window) B
-    A and B                    load +           window (A + B)
+    A, first time      start + (decode + window) A
+    A again             load +           window  A
+    B, first time       load + (decode + window) B
+    A and B             load +           window (A + B)
 
 from which the four follow. Where frames are in the cache from before, decoding is found to cost nothing, as
 it will. A sweep over all candidates and two short epochs of the learning rates that run at once complete it.

@@ -213,6 +213,7 @@ def evidence() -> Evidence:
     ]
     return Evidence(
         location="/runs/a <run>",
+        plan=None,
         recipe=Recipe.model_validate({"experiment": recipe, "execution": {"cpus_per_worker": 0.5}}),
         summary=summary,
         environment={"first": environment, "changes": []},
