@@ -1,13 +1,15 @@
 """`make demo`: a Ray cluster on this machine, one real job submitted to it, and nothing left behind.
 
-    python -m pbd_ray.cluster.demo [key=value ...]
+    python -m pbd_ray.cluster.demo [--nodes N] [key=value ...]
 
 It does what a user does by hand with `ray start --head` and `ray job submit --working-dir . -- python
-jobs/compress.py demo`, follows the job's log, and ends the cluster it started.
+jobs/compress.py demo`, follows the job's log, and ends the cluster it started. With `--nodes` the cluster has
+so many nodes of one CPU each, all on this machine: to see work spread, and what happens when a node dies.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
@@ -19,12 +21,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before ray is imported, which reads it: this cluster is for one user, on loopback, for a few minutes.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Else Ray listens on every interface, whatever address it is given: this rules out several machines.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
-from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
+from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pbd_ray.cluster.monitoring import say
@@ -34,16 +39,27 @@ _OBJECT_STORE_BYTES = 500_000_000
 _START_SECONDS = 120.0
 
 
-def main(overrides: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run the demo; 0 if its job succeeded."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nodes", type=int, default=1, metavar="N")
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parsed = parser.parse_args(arguments)
+    nodes, overrides = parsed.nodes, parsed.overrides
+    if nodes < 1:
+        parser.error(f"--nodes {nodes} is less than 1")
     root = Path.cwd()
     if not (root / "jobs" / "compress.py").is_file():
         print(f"error: {root} has no jobs/compress.py: run the demo from the project's root", file=sys.stderr)
         return 2
     if not any(override.startswith("run_dir=") for override in overrides):
         overrides = [f"run_dir={root / 'runs' / 'demo'}", *overrides]
+    if nodes > 1 and not any(override.startswith("max_workers=") for override in overrides):
+        overrides = [f"max_workers={nodes}", *overrides]
     command = f"python jobs/compress.py demo {shlex.join(overrides)}"
-    with _cluster() as address:
+    with _cluster() if nodes == 1 else _cluster_of(nodes) as address:
         client = _connect(address)
         say(f"ray job submit --working-dir . -- {command}")
         job = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(root)})
@@ -64,8 +80,6 @@ def _cluster() -> Iterator[str]:
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         # Nothing runs any more when it ends: without this Ray waits 30 s for its own idle actors to leave.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        # It listens on every interface, whatever address it is given, unless several nodes are ruled out.
-        ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
     }
     with tempfile.TemporaryDirectory(prefix="pbd_ray_", ignore_cleanup_errors=True) as folder:
         options = {
@@ -91,6 +105,28 @@ def _cluster() -> Iterator[str]:
         finally:
             head.terminate()
             head.wait()
+
+
+@contextlib.contextmanager
+def _cluster_of(nodes: int) -> Iterator[str]:
+    """Several nodes on loopback, by what Ray tests itself with: `ray start` refuses them there."""
+    with tempfile.TemporaryDirectory(prefix="pbd_ray_", ignore_cleanup_errors=True) as folder:
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        say(f"starting {nodes} Ray nodes on this machine")
+        node: dict[str, Any] = {
+            "num_cpus": 1,
+            "node_ip_address": _LOOPBACK,
+            "object_store_memory": _OBJECT_STORE_BYTES // 2,
+        }
+        head = {**node, "include_dashboard": True, "dashboard_port": _free_port(), "temp_dir": folder}
+        cluster = Cluster()
+        try:
+            first: Any = cluster.add_node(**head)
+            for _ in range(nodes - 1):
+                cluster.add_node(**node)
+            yield f"http://{first.webui_url}"
+        finally:
+            cluster.shutdown()
 
 
 def _connect(address: str) -> JobSubmissionClient:
