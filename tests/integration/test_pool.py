@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import ray
 
@@ -84,6 +85,34 @@ def test_rows_are_those_of_one_process(
     pool.release()
     assert rows.sort_by([("video", "ascending"), ("candidate", "ascending")]) == expected
     assert set(rows.column("candidate").to_pylist()) == {UNDROPPED, *task.candidates}
+    assert facts["retries"] == 0
+
+
+def test_a_video_that_does_not_decode_costs_only_itself(
+    recipe: Recipe, split: Split, task: SweepTask, expected: pa.Table
+) -> None:
+    """The worker's reason comes back as it is, and the same worker goes on with the other videos."""
+    bad = split.fit.videos[2]
+    broken = split.map(lambda video: replace(video, frames=9 * video.frames) if video.id == bad.id else video)
+    pool = ScoringPool(recipe, broken.everything())
+    plan = plan_slices(split.fit.videos, recipe.experiment.detector.grid, len(split.fit.videos))
+    tables: list[pa.Table] = []
+    lost: dict[str, str] = {}
+    feed = SliceFeed(
+        plan,
+        task.candidates,
+        (),
+        lambda work, table: tables.append(table),
+        lost=lambda work, error: lost.update({work.piece.videos[0]: str(error)}),
+    )
+    facts = pool.run(task, feed, lambda line: None)
+    pool.release()
+    (reason,) = lost.items()
+    assert reason[0] == bad.id
+    assert f"the file has {bad.frames} frames, its annotation says {9 * bad.frames}" in reason[1]
+    assert "\n" not in reason[1]
+    rows = pa.concat_tables(tables).sort_by([("video", "ascending"), ("candidate", "ascending")])
+    assert rows == expected.filter(pc.not_equal(expected["video"], bad.id))
     assert facts["retries"] == 0
 
 
