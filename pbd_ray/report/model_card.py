@@ -97,7 +97,8 @@ def _values(facts: CardFacts) -> dict[str, object]:
         "pixels": grid.crop_pixels,
         "chunk": backbone.chunk_frames,
         "table": backbone.position_table_pixels,
-        "grid": backbone.position_table_pixels // backbone.patch_pixels,
+        "times": backbone.chunk_frames // backbone.tubelet_frames,
+        "side": backbone.position_table_pixels // backbone.patch_pixels,
         "cells": grid.crop_pixels // backbone.patch_pixels,
         "mean": list(PIXEL_MEAN),
         "std": list(PIXEL_STD),
@@ -127,11 +128,11 @@ print(output.logits.shape, output.offsets.shape)
     "opentad": """\
 ## Load
 
-`config.py` and `checkpoint.pth` are for OpenTAD's `tools/test.py`. Set the paths at the top of `config.py` first, and
-keep `category_idx.txt` beside it: OpenTAD writes a class map anew where it finds none, in an order of its own.
+`config.py` and `checkpoint.pth` are for OpenTAD's `tools/test.py`. Set the paths at the top of `config.py`
+first, and keep `category_idx.txt` beside it: OpenTAD writes a class map of its own where it finds none.
 
 ```
-torchrun --nproc_per_node=1 tools/test.py THIS_FOLDER/config.py --checkpoint THIS_FOLDER/checkpoint.pth
+torchrun --nproc_per_node=1 tools/test.py FOLDER/config.py --checkpoint FOLDER/checkpoint.pth
 ```
 
 The tensors are plain:
@@ -143,28 +144,34 @@ state = torch.load("checkpoint.pth", weights_only=True)["state_dict"]
 print(len(state), "tensors")
 ```
 
-OpenTAD rounds seconds and scores before suppression and, in windows that are not full, does not blank the features
-after the video's end before the head's first convolution. Its detections differ by that from those of `pbd_ray`.
+OpenTAD rounds seconds and scores before suppression and, in windows that are not full, does not blank the
+features after the video's end before the head's first convolution. Its detections differ by that from those
+of `pbd_ray`.
 """,
     "huggingface": """\
 ## Load
 
-The backbone alone, without the detection head, as a `VideoMAEModel` of transformers, for clips of {chunk} frames.
+The backbone alone, without the detection head, as a `VideoMAEModel` of transformers, for clips of {chunk}
+frames. transformers computes positions for {table} x {table} pixels; the detector ran at {pixels} x {pixels},
+with positions interpolated from {side} x {side} patches to {cells} x {cells}:
 
 ```python
 import torch
+import torch.nn.functional as F
 from transformers import VideoMAEModel
 
-model = VideoMAEModel.from_pretrained(".").eval()
-frames = torch.randint(0, 256, (1, {chunk}, 3, {table}, {table})).float()
+table = VideoMAEModel.from_pretrained(".").embeddings.position_embeddings
+images = table.view({times}, {side}, {side}, -1).permute(0, 3, 1, 2)
+images = F.interpolate(images, size=({cells}, {cells}), mode="bicubic", align_corners=False)
+model = VideoMAEModel.from_pretrained(".", image_size={pixels}).eval()
+model.embeddings.position_embeddings = images.permute(0, 2, 3, 1).reshape(1, -1, table.shape[2])
+
+frames = torch.randint(0, 256, (1, {chunk}, 3, {pixels}, {pixels}))  # RGB, 0 to 255
 mean, std = (torch.tensor(v).view(1, 1, 3, 1, 1) for v in ({mean}, {std}))
 with torch.no_grad():
     tokens = model((frames - mean) / std).last_hidden_state
 print(tokens.shape)
 ```
-
-The detector ran at {pixels} x {pixels} pixels, with positions interpolated from {grid} x {grid} to {cells} x {cells}
-patches (bicubic). transformers does not interpolate them: it takes {table} x {table} pixels.
 """,
     "onnx": """\
 ## Load
@@ -185,7 +192,7 @@ start, end = centre - offsets[..., 0] * stride, centre + offsets[..., 1] * strid
 print(scores.shape, start.shape)
 ```
 
-A score counts where `point_mask` is True. The score threshold and the suppression of overlapping detections are
-not in the graph; `pbd_ray.detector.postprocess` has them.
+A score counts where `point_mask` is True. The score threshold and the suppression of overlapping detections
+are not in the graph; `pbd_ray.detector.postprocess` has them.
 """,
 }

@@ -149,6 +149,8 @@ def partner_differences(ours: pa.Table, theirs: pa.Table) -> tuple[float, float]
     Args:
         ours, theirs: DETECTION_SCHEMA.
     """
+    if ours.equals(theirs):
+        return 0.0, 0.0
     largest = np.zeros(2)
     theirs_by_group = _groups(theirs)
     for group, rows in _groups(ours).items():

@@ -85,7 +85,8 @@ def read_onnx(folder: Path, bundle: Bundle) -> Forward:
 
     def forward(frames: Tensor, mask: Tensor) -> DetectorOutput:
         outputs = session.run(OUTPUTS, {"frames": frames.numpy(), "mask": mask.numpy()})
-        return DetectorOutput(*(torch.from_numpy(output) for output in outputs))
+        logits, offsets, point_mask, points = (torch.from_numpy(output) for output in outputs)
+        return DetectorOutput(logits, offsets, point_mask, points)
 
     return forward
 
