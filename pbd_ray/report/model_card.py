@@ -176,7 +176,7 @@ print(tokens.shape)
     "onnx": """\
 ## Load
 
-`model.onnx` goes from pixels (uint8, normalised inside) to class logits and boundaries. The batch size is free.
+`model.onnx` goes from pixels (uint8, normalised inside) to class logits and boundaries, for any batch size.
 
 ```python
 import numpy as np
