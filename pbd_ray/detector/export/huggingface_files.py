@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from pbd_ray.config import BackboneConfig
@@ -35,7 +35,8 @@ def write_huggingface(bundle: Bundle, folder: Path) -> None:
     text = json.dumps(videomae_config(config), indent=2)
     (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
     tensors = backbone_tensors(backbone, HUGGING_FACE_VIDEOMAE)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})  # transformers asks for it
+    content = tensors_to_bytes(tensors, metadata={"format": "pt"})  # transformers asks for it
+    (folder / "model.safetensors").write_bytes(content)
 
 
 def read_huggingface(folder: Path, bundle: Bundle) -> Forward:

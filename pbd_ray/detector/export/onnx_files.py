@@ -5,6 +5,7 @@ Decoding and suppression (`detector/postprocess.py`) stay outside: they are no n
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,7 @@ class _Outputs(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         output = self.detector(frames, mask)
-        # A graph's output may not be one of its constants.
-        return output.logits, output.offsets, output.mask, output.points.clone()
+        return output.logits, output.offsets, output.mask, output.points
 
 
 def write_onnx(bundle: Bundle, folder: Path) -> None:
@@ -51,6 +51,8 @@ def write_onnx(bundle: Bundle, folder: Path) -> None:
     frames = torch.zeros((2, 3, grid.window_frames, grid.crop_pixels, grid.crop_pixels), dtype=torch.uint8)
     mask = torch.ones((2, grid.feature_steps), dtype=torch.bool)
     batch = {0: torch.export.Dim("batch", min=1)}
+    # It tells that `points` is a constant and an output: that is meant.
+    logging.getLogger("onnx_ir.passes.common.initializer_deduplication").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # The mask's batch size is the frames': that is meant.
         warnings.filterwarnings(
