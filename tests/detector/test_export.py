@@ -27,8 +27,10 @@ TINY = DetectorConfig(
     head=HeadConfig(
         channels=8,
         num_heads=2,
-        levels=2,
+        embedding_layers=1,
         stem_layers=1,
+        head_layers=1,
+        levels=2,
         drop_path=0.0,
         regression_ranges=((0, 4), (4, 10000)),
     ),
@@ -36,9 +38,10 @@ TINY = DetectorConfig(
 SMALL_VIDEOMAE = DetectorConfig(
     grid=GridConfig(window_frames=32, feature_steps=32, crop_pixels=32),
     backbone=BackboneConfig(unused_norm=True, position_table_pixels=64),
+    head=HeadConfig(channels=64),
 )
-"""VideoMAE-S under the head of THUMOS14, but for the size of window and table."""
-KEPT = {"tiny": (0, 2, 3), "final norm": (1,), "VideoMAE-S": (0, 1, 2, 4, 5, 7, 8, 9, 11)}
+"""VideoMAE-S under the head of THUMOS14, but for its width and the size of window and table."""
+KEPT = {"tiny": (0, 2), "final norm": (1,), "VideoMAE-S": (0, 1, 2, 4, 5, 7, 8, 9, 11)}
 CONFIGS = {
     "tiny": TINY,
     "final norm": TINY.model_copy(update={"backbone": TINY.backbone.model_copy(update={"final_norm": True})}),
