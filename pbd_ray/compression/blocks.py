@@ -46,6 +46,26 @@ def without_block(model: Model, block: int) -> Model:
     )
 
 
+def without_gaps(model: Model, config: DetectorConfig) -> tuple[Model, DetectorConfig]:
+    """The same model, its kept blocks numbered 0, 1, 2 ... as those of an uncompressed detector.
+
+    For what leaves the product: inside it a block keeps its index. Drop path, which only training sees,
+    rises over the new indices.
+    """
+    place = {str(block): str(index) for index, block in enumerate(model.kept_blocks)}
+
+    def renamed(name: str) -> str:
+        parts = name.split(".")
+        if parts[:2] == ["backbone", "blocks"]:
+            parts[2] = place[parts[2]]
+        return ".".join(parts)
+
+    depth = len(model.kept_blocks)
+    backbone = config.backbone.model_copy(update={"depth": depth})
+    weights = {renamed(name): value for name, value in model.weights.items()}
+    return Model(tuple(range(depth)), weights), config.model_copy(update={"backbone": backbone})
+
+
 def to_detector(model: Model, config: DetectorConfig, num_classes: int) -> Detector:
     """A detector in eval mode holding a copy of the model's weights."""
     import torch  # seconds that a command which only reads a run directory does not spend

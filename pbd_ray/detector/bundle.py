@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from pbd_ray.config import DetectorConfig, UserError, one_line
 from pbd_ray.detector.detector import Detector
+from pbd_ray.detector.whole_folder import whole_folder
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -117,29 +117,14 @@ def save_bundle(
     if directory.exists() and not _replaceable(directory):
         raise BundleError(f"{directory}: exists and is not a bundle")
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
-            _write_and_swap(directory, files, Path(scratch))
+        with whole_folder(directory) as folder:
+            for name, content in files.items():
+                with (folder / name).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
     except OSError as error:
         raise BundleError(f"{directory}: cannot be written: {error.strerror}") from None
-
-
-def _write_and_swap(directory: Path, files: Mapping[str, bytes], scratch: Path) -> None:
-    new, old = scratch / "new", scratch / "old"
-    new.mkdir()
-    for name, content in files.items():
-        with (new / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    if directory.exists():
-        directory.rename(old)
-    try:
-        new.rename(directory)
-    except OSError:
-        if old.exists():
-            old.rename(directory)
-        raise
 
 
 def load_bundle(directory: str | Path) -> Bundle:
@@ -194,6 +179,11 @@ def _parse_config(content: bytes, where: str) -> dict[str, Any]:
 
 def _check_tensors(where: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    factors = [name for name in unknown if ".lora_" in name]
+    if factors:
+        raise BundleError(
+            f"{where}: tensor '{factors[0]}' is LoRA that is not merged ({len(factors)} in all)"
+        )
     if missing:
         raise BundleError(f"{where}: tensor '{missing[0]}' is missing ({len(missing)} in all)")
     if unknown:

@@ -76,5 +76,6 @@ class Detector(nn.Module):
 
     def head_output(self, tokens: Tensor, mask: Tensor, block_outputs: dict[int, Tensor]) -> DetectorOutput:
         """The end of `forward`, from the last block's tokens (B * chunks, N, d)."""
-        output = self.head(self.backbone.pool(tokens, len(mask)), mask)
+        # shape[0], because len() is a plain int, which would fix the batch size of an exported graph.
+        output = self.head(self.backbone.pool(tokens, mask.shape[0]), mask)
         return DetectorOutput(output.logits, output.offsets, output.mask, output.points, block_outputs)

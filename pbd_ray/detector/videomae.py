@@ -190,7 +190,7 @@ class VideoMAE(nn.Module):
         dim = tokens.shape[-1]
         if self.config.final_norm:
             tokens = self.norm(tokens)
-        steps = tokens.reshape(len(tokens), self.chunk_steps, -1, dim).mean(dim=2)
+        steps = tokens.reshape(tokens.shape[0], self.chunk_steps, -1, dim).mean(dim=2)
         sequence = steps.reshape(batch_size, -1, dim).transpose(1, 2)
         return F.interpolate(sequence, size=self.feature_steps, mode="linear", align_corners=False)
 
@@ -199,7 +199,7 @@ class VideoMAE(nn.Module):
         tokens = self.embed(frames)
         for index in self.kept_blocks:
             tokens = self.run_block(index, tokens)
-        return self.pool(tokens, len(frames))
+        return self.pool(tokens, frames.shape[0])
 
 
 def resize_positions(table: Tensor, steps: int, rows: int, columns: int) -> Tensor:

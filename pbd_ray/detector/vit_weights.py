@@ -64,6 +64,36 @@ def load_backbone(backbone: VideoMAE, source: Source) -> ImportReport:
     return work.write(backbone, left)
 
 
+def backbone_tensors(backbone: VideoMAE, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a backbone without gaps under the names of a layout: the inverse of `load_backbone`.
+
+    Only for layouts without a position table, with a projection each and biases of query and value.
+    `unused_norm` is left out.
+    """
+    assert layout.positions is None and len(layout.attention) == 3 and len(layout.attention_biases) == 2
+    state, tensors = backbone.state_dict(), {}
+    same = {"patch_embed": layout.patches}
+    if backbone.config.final_norm:
+        same["norm"] = layout.final_norm
+    for index in backbone.kept_blocks:
+        ours, theirs = f"blocks.{index}.", f"{layout.blocks}.{index}."
+        names = zip(
+            ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2"),
+            (*layout.norms, layout.outputs[0], layout.hidden, layout.outputs[1]),
+            strict=True,
+        )
+        same |= {f"{ours}{our_name}": f"{theirs}{name}" for our_name, name in names}
+        projections = state[f"{ours}attn.qkv.weight"].chunk(3)
+        for name, weight in zip(layout.attention, projections, strict=True):
+            tensors[f"{theirs}{name}.weight"] = weight
+        for our_name, name in zip(("q_bias", "v_bias"), layout.attention_biases, strict=True):
+            tensors[f"{theirs}{name}"] = state[f"{ours}attn.{our_name}"]
+    for our_name, name in same.items():
+        for part in ("weight", "bias"):
+            tensors[f"{name}.{part}"] = state[f"{our_name}.{part}"]
+    return {f"{layout.prefix}{name}": tensor.clone() for name, tensor in tensors.items()}
+
+
 def _check_blocks(work: Import, layout: Layout, backbone: VideoMAE) -> None:
     config = backbone.config
     start = re.compile(rf"{re.escape(layout.prefix + layout.blocks)}\.(\d+)\.")

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from pbd_ray.compression.blocks import UNDROPPED, Model, from_detector, to_detector, without_block
+from pbd_ray.compression.blocks import (
+    UNDROPPED,
+    Model,
+    from_detector,
+    to_detector,
+    without_block,
+    without_gaps,
+)
 from pbd_ray.config import DetectorConfig
 from pbd_ray.data.dataset import WindowBatch
 from pbd_ray.detector.detector import Detector
@@ -46,6 +53,16 @@ def test_block_1_is_not_the_beginning_of_block_10() -> None:
     names = [f"backbone.blocks.{index}.norm1.weight" for index in range(12)]
     model = Model(tuple(range(12)), {name: np.zeros(1, np.float32) for name in names})
     assert list(without_block(model, 1).weights) == names[:1] + names[2:]
+
+
+def test_without_gaps_blocks_are_numbered_from_0() -> None:
+    names = {f"backbone.blocks.{index}.norm1.weight": index for index in (0, 3, 10)}
+    others = {"backbone.patch_embed.bias": -1, "head.stem.3.norm1.weight": -2}
+    weights = {name: np.full(1, value) for name, value in (names | others).items()}
+    plain, config = without_gaps(Model((0, 3, 10), weights), DetectorConfig())
+    assert plain.kept_blocks == (0, 1, 2) and config.backbone.depth == 3
+    found = {name: int(value[0]) for name, value in plain.weights.items()}
+    assert found == {f"backbone.blocks.{k}.norm1.weight": v for k, v in enumerate((0, 3, 10))} | others
 
 
 @pytest.mark.parametrize(

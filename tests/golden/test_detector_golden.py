@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pbd_ray.config import BackboneConfig, DetectorConfig, GridConfig
+from pbd_ray.detector.bundle import Bundle
 from pbd_ray.detector.detector import Detector, DetectorOutput
+from pbd_ray.detector.export.opentad_files import write_opentad
 from pbd_ray.detector.losses import (
     DetectionLosses,
     assign_targets,
@@ -70,6 +72,16 @@ def test_every_key_is_loaded(reference: Any, who: str) -> None:
     report = load_opentad(Detector(reference.config, reference.classes, reference.kept[who]), tensors)
     assert set(report.loaded) == set(tensors)
     assert report.ignored == {}
+
+
+def test_an_export_is_the_file_of_the_release(reference: Any, tmp_path: Path) -> None:
+    detector = reference.detector("teacher")
+    names = tuple(f"class {label}" for label in range(reference.classes))
+    write_opentad(Bundle(detector, reference.config, names, detector.kept_blocks, {}), tmp_path)
+    written = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["state_dict"]
+    theirs = reference.tensors("teacher_weights")
+    assert set(written) == {f"module.{name}" for name in theirs}
+    assert all(torch.equal(written[f"module.{name}"], value.float()) for name, value in theirs.items())
 
 
 def test_backbone_alone(reference: Any) -> None:

@@ -1,0 +1,1 @@
+"""A detector for other programs: one module a layout, each of which writes files and reads them again."""
