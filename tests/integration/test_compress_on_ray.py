@@ -79,7 +79,8 @@ def test_submitted_job(start: Start, video_cache: Path, tmp_path: Path) -> None:
     def finished() -> bool:
         if trials and not listening:
             listening.update(driver.listening())
-        trials.update(path.parent.name for path in run_dir.glob("ray/*-tune/*/result.json"))
+        for sweeps in ("ray", "ray/*"):  # over candidates, over learning rates
+            trials.update(path.parent.name for path in run_dir.glob(f"{sweeps}/*-tune/*/result.json"))
         return (run_dir / "frontier.parquet").is_file()
 
     small = [
