@@ -64,7 +64,8 @@ class Status:
     def __init__(self, stage: str, seconds: float, tell: Callable[[str], None] = say) -> None:
         self._stage = stage
         self._tell = throttled(seconds, tell)
-        self._start = time.monotonic()
+        self._start = self._since = time.monotonic()
+        self._done = 0.0
         STAGE_DONE.clear()
 
     def __call__(self, done: float, *facts: str, begun: float = 0.0) -> None:
@@ -75,8 +76,13 @@ class Status:
             begun: share that was done already when this driver came to the stage; no time was spent on it.
         """
         STAGE_DONE.set(done, stage=self._stage)
-        seconds = time.monotonic() - self._start
-        left = f"{_span(seconds * (1 - done) / (done - begun))} left" if begun < done < 1 else ""
+        now = time.monotonic()
+        if done != self._done:
+            self._done, self._since = done, now
+        left = ""
+        if begun < done < 1:
+            pace = (self._since - self._start) / (done - begun)
+            left = f"{_span(max(0.0, pace * (1 - done) - (now - self._since)))} left"
         self._tell(f"{self._stage}: {', '.join(filter(None, (f'{done:.0%}', *facts, left)))}")
 
 

@@ -15,6 +15,7 @@ from pbd_ray.cluster.metrics_export import (
 )
 from pbd_ray.cluster.monitoring import Status
 from pbd_ray.cluster.pool import Pace
+from pbd_ray.compression.choice import finalists
 from pbd_ray.search.state import UNDROPPED, CandidateScore, Feed, SweepTask
 from pbd_ray.search.sweeping import label, stage_of
 
@@ -40,16 +41,16 @@ class SweepStatus:
         if self._task.candidates:
             CANDIDATES_ALIVE.set(len(feed.alive))
             candidates = f"{len(feed.alive)} of {len(self._task.candidates)} candidates"
-        rate = f"{pace.windows_per_second:.3g} windows/s"
+        rate = f"{pace.windows_per_second:.3g} windows/s" if pace.windows_per_second else ""
         self._status(feed.seen, candidates, self._best, f"{pace.workers} workers", rate, begun=self._begun)
 
     def scored(self, scores: Sequence[CandidateScore]) -> None:
         """How the candidates stand, at a barrier of the race or at its end."""
         criterion = self._task.criterion
-        known = {score.block: score.score for score in scores}
-        if UNDROPPED in known:
-            UNDROPPED_SCORE.set(known.pop(UNDROPPED), criterion=criterion)
-        best = max if criterion == "map" else min
-        block = best(known, key=lambda block: known[block])
-        BEST_SCORE.set(known[block], criterion=criterion)
-        self._best = f"block {block} leads with {known[block]:.4f}"
+        for score in scores:
+            if score.block == UNDROPPED:
+                UNDROPPED_SCORE.set(score.score, criterion=criterion)
+        first = max if criterion == "map" else min
+        best = first(finalists(scores), key=lambda score: score.score)
+        BEST_SCORE.set(best.score, criterion=criterion)
+        self._best = f"block {best.block} leads with {best.score:.4f}"
