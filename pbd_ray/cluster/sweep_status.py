@@ -27,7 +27,9 @@ class SweepStatus:
         self._task, self._feed = task, feed
         self._begun = feed.seen
         self._best = ""
-        self._status = Status(f"{label(task.round)}: {stage_of(task)}", seconds, say)
+        # Round 0 need not be the teacher's: `jobs/evaluate.py` and `jobs/detect.py` have other detectors.
+        whose = label(task.round) if task.round else task.name.rpartition("-")[0]
+        self._status = Status(f"{whose}: {stage_of(task)}", seconds, say)
         ROUND.set(task.round)
         WINDOWS_PER_SECOND.clear()
 

@@ -7,12 +7,13 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
-from ray.tune.logger import JsonLoggerCallback, TBXLoggerCallback
+from ray.tune.logger import JsonLoggerCallback, LoggerCallback
 from tensorboardX.proto.event_pb2 import Event
 
-from pbd_ray.cluster.loggers import require_loggers, tune_loggers
+from pbd_ray.cluster.loggers import Spectator, require_loggers, tune_loggers
 from pbd_ray.config import ConfigError, load_recipe
 
 
@@ -35,7 +36,7 @@ def test_tensorboard_lies_beside_the_files_of_ray(
     given = [] if elsewhere is None else [f"tensorboard_dir={place}"]
     recipe = load_recipe(tiny_recipe, ["loggers=[tensorboard]", *given])
     always, logger = tune_loggers(recipe, str(tmp_path / "run" / "ray"))
-    assert isinstance(always, JsonLoggerCallback) and isinstance(logger, TBXLoggerCallback)
+    assert isinstance(always, JsonLoggerCallback) and isinstance(logger, LoggerCallback)
     trial = Trial(tmp_path / "staging")
     for step, fraction in ((1, 0.5), (2, 1.0)):
         logger.log_trial_result(step, trial, {"training_iteration": step, "fraction": fraction})
@@ -43,6 +44,29 @@ def test_tensorboard_lies_beside_the_files_of_ray(
     assert not (tmp_path / "staging").exists()
     (file,) = (place / "round-01-scores-block-03").iterdir()
     assert scalars(file.read_bytes(), "ray/tune/fraction") == [(1, 0.5), (2, 1.0)]
+
+
+def test_a_logger_that_fails_ends_no_run(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Broken(LoggerCallback):
+        def log_trial_start(self, trial: Trial) -> None:
+            asked.append("start")
+
+        def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
+            asked.append("result")
+            raise ConnectionError("the server\nis gone")
+
+    said: list[str] = []
+    logger, trial = Spectator("mlflow", Broken(), said.append), Trial(tmp_path)
+    logger.on_trial_start(0, [], trial)
+    logger.on_trial_result(1, [], trial, {})
+    logger.on_trial_result(2, [], trial, {})
+    logger.on_trial_complete(2, [], trial)
+    assert asked == ["start", "result"]
+    assert said == [
+        "no more is logged to mlflow in this sweep (ConnectionError: the server is gone), and the run goes on"
+    ]
 
 
 def scalars(content: bytes, tag: str) -> list[tuple[int, float]]:
