@@ -56,9 +56,9 @@ def throttled(seconds: float, tell: Callable[[str], None] = say) -> Callable[[st
 
 
 class Status:
-    """The status line of a stage, in one form for all of them, at most one in so many seconds:
+    """The status line of a stage, in one form for all of them, at most one in so many seconds.
 
-    round 1: scores: 42 %, 6 candidates, block 3 leads with 0.6421, 2 workers, 3 min left
+    As in `round 1: scores: 42%, 6 of 8 candidates, block 3 leads with 0.6421, 2 workers, 3 min left`.
     """
 
     def __init__(self, stage: str, seconds: float, tell: Callable[[str], None] = say) -> None:

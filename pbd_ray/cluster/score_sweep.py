@@ -38,9 +38,11 @@ class CandidateTrials:
             name=f"{name} board", num_cpus=0, resources={HEAD_RESOURCE: 0.001}
         )
         self._board = board.remote()
-        trainable = tune.with_parameters(CandidateTrial, board=self._board)
+        trainable: Any = tune.with_parameters(CandidateTrial, board=self._board)
+        trainable = tune.with_resources(trainable, {HEAD_RESOURCE: 0.001})
+        trainable.__qualname__ = CandidateTrial.__name__  # what the dashboard calls its actors
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {HEAD_RESOURCE: 0.001}),
+            trainable,
             param_space={"block": tune.grid_search(list(candidates))},
             tune_config=tune.TuneConfig(
                 reuse_actors=True,

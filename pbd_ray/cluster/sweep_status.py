@@ -32,6 +32,9 @@ class SweepStatus:
         self._status = Status(f"{whose}: {stage_of(task)}", seconds, say)
         ROUND.set(task.round)
         WINDOWS_PER_SECOND.clear()
+        if stage_of(task) == "scores":  # what is known of the round before; a tie's sweep adds to this one's
+            BEST_SCORE.clear()
+            UNDROPPED_SCORE.clear()
 
     def tell(self, pace: Pace) -> None:
         """How far it is."""

@@ -72,6 +72,7 @@ def test_scores(criterion: Any, best: tuple[int, float], told: Values, said: lis
     plan = tuple(Slice(index, (f"v{index}",), index // 2) for index in range(4))
     task = SweepTask("round-02-scores", 2, Model((1, 2, 3), {}), (1, 2, 3), criterion, "fit")
     feed = SliceFeed(plan, (1, 2, 3), (0,), lambda work, table: None, lambda stage, alive: (2, 3))
+    told["pbd_ray_best_candidate_score", "of the round before"] = 0.9
     status = SweepStatus(task, feed, 10.0, said.append)
     status.tell(Pace(2, 0.0))
     feed.give(Work(plan[1], (1, 2, 3)), None)
