@@ -92,7 +92,7 @@ def _round(case: Case, pool: ScoringPool, videos: Annotations, workers: int) -> 
     tables: list[pa.Table] = []
     task = SweepTask("round-01-scores", ROUND, case.student, candidates, "map", "fit")
     feed = SliceFeed(plan, candidates, (), lambda work, table: tables.append(table))
-    pool.run(task, feed, lambda line: None)
+    pool.run(task, feed)
     table = pa.concat_tables(tables)
     names = tuple(video.id for video in videos.videos)
     sweep = SweepRows("map", table, dict.fromkeys((*candidates, UNDROPPED), names))

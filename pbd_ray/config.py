@@ -560,6 +560,10 @@ class Execution(Section):
     is cpu). With a higher cap the same command goes on."""
     price_per_device_hour: NonNegative | None = None
     """For `--plan`: what an hour of a GPU, or of a CPU, costs."""
+    loggers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """What Ray Tune's candidates and learning rates are logged to, besides its own files."""
+    tensorboard_dir: str | None = None
+    """Directory on the driver's node for TensorBoard's files; None: `tensorboard` in the run directory."""
 
     @property
     def decoding_threads(self) -> int:
@@ -593,6 +597,18 @@ class Recipe(Section):
             raise ValueError(
                 f"execution.candidate_batch {execution.candidate_batch} must be 1 where execution.device is "
                 "cpu: scores on CPU are equal bit for bit whichever candidates are alive"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loggers_have_what_they_log(self) -> Recipe:
+        execution = self.execution
+        if execution.loggers and execution.backend == "local":
+            raise ValueError("execution.loggers are Ray Tune's: execution.backend must be ray")
+        if "tensorboard" in execution.loggers and execution.tensorboard_dir is None and "://" in self.run_dir:
+            raise ValueError(
+                "execution.loggers tensorboard needs execution.tensorboard_dir where run_dir is a URI, "
+                f"got {self.run_dir}"
             )
         return self
 

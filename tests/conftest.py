@@ -243,14 +243,12 @@ def _command(pid: int) -> str:
         return ""  # it has just ended
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
-    """start(["jobs/compress.py", ...], NAME="value") -> Driver, NAME in its environment; whatever is left at
-    the end is ended, by pid."""
+@contextlib.contextmanager
+def _started(folder: Path) -> Iterator[Callable[..., Driver]]:
     drivers: list[Driver] = []
 
     def run(arguments: Sequence[str], **extra: str) -> Driver:
-        mark, log = uuid.uuid4().hex, tmp_path / f"driver-{len(drivers)}.log"
+        mark, log = uuid.uuid4().hex, folder / f"driver-{len(drivers)}.log"
         environment = {
             **os.environ,
             _MARK: mark,
@@ -272,11 +270,25 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
         drivers.append(Driver(process, log, mark))
         return drivers[-1]
 
-    yield run
-    for driver in drivers:
-        for pid in driver.processes():
-            try:
-                os.kill(pid, 9)
-            except ProcessLookupError:
-                continue
-        driver.process.wait(30)
+    try:
+        yield run
+    finally:
+        for driver in drivers:
+            for pid in driver.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
+            driver.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def started() -> Callable[[Path], contextlib.AbstractContextManager[Callable[..., Driver]]]:
+    """started(folder): `start` for fixtures of a wider scope; logs go to the folder."""
+    return _started
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+    """start(["jobs/compress.py", ...], NAME="value") -> Driver, NAME in its environment; whatever is left at
+    the end is ended, by pid."""
+    with _started(tmp_path) as run:
+        yield run

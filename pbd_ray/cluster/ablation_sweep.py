@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 
 from pbd_ray.cluster.ablation_trial import run_trial
 from pbd_ray.cluster.monitoring import say, throttled
@@ -52,7 +53,7 @@ def run_on_ray(
         run_config=tune.RunConfig(
             name=name,
             verbose=0,
-            callbacks=[_Lines(len(tasks), throttled(execution.progress_seconds))],
+            callbacks=[JsonLoggerCallback(), _Lines(len(tasks), throttled(execution.progress_seconds))],
             failure_config=tune.FailureConfig(max_failures=execution.task_retries),
             **ray_storage(storage),
         ),

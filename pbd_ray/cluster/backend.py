@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 
 from pbd_ray.cluster.holder import sole_driver
+from pbd_ray.cluster.loggers import require_loggers
 from pbd_ray.cluster.lr_sweep import runs_at_once
+from pbd_ray.cluster.metrics_export import exporting
 from pbd_ray.cluster.monitoring import say
 from pbd_ray.cluster.session import ray_session, worker_capacity
 from pbd_ray.cluster.steps import cluster_steps, fit_teacher
@@ -32,13 +34,15 @@ def backend(recipe: Recipe, workers: int) -> Iterator[None]:
         workers: how many the cluster must hold at once.
 
     Raises:
+        ConfigError: a logger of the recipe cannot be used.
         ResourcesError: the cluster would never hold them.
     """
     if recipe.execution.backend == "local":
         torch.set_num_threads(recipe.execution.threads_per_worker)
         yield
         return
-    with ray_session(recipe.execution, say, workers):
+    require_loggers(recipe)
+    with ray_session(recipe.execution, say, workers), exporting(recipe.run_dir):
         yield
 
 

@@ -12,7 +12,6 @@ been released before.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,8 @@ import ray.train
 from ray import tune
 from safetensors.torch import load
 
+from pbd_ray.cluster.alignment_status import AlignmentStatus
+from pbd_ray.cluster.loggers import tune_loggers
 from pbd_ray.cluster.lr_trial import TrialSpec, drive_trainer, run_name
 from pbd_ray.cluster.ray_storage import ray_storage
 from pbd_ray.cluster.session import HEAD_RESOURCE, worker_capacity
@@ -45,16 +46,19 @@ def sweep_learning_rates(
     job: FineTuneJob,
     grid: Sequence[GridRate],
     name: str,
+    identity: str,
     storage: str,
     recipe: Recipe,
     say: Callable[[str], None],
 ) -> Alignment:
     """Fine-tune with the learning rates of a grid and return the model that is best on the selection videos.
 
-    Interrupted and started again with the same `name` and `storage`, every run goes on at its epoch.
+    Interrupted and started again with the same `name`, `identity` and `storage`, every run goes on at its
+    epoch.
 
     Args:
-        name: unique to (run, round, parent, experiment): Ray Train resumes whatever has this name.
+        name: for people, in the dashboard.
+        identity: unique to (run, parent, experiment): Ray Train resumes whatever has that name in that place.
         storage: directory or URI for Tune's and Train's files.
 
     Raises:
@@ -63,13 +67,15 @@ def sweep_learning_rates(
         StorageError: Tune's storage failed for good.
         KeyboardInterrupt: some did not end.
     """
-    shared = ray.put(job)
+    shared, place = ray.put(job), Storage.at(storage).uri(identity)
     checkpoints: dict[GridRate, str | None] = {}
 
     def train(entries: Sequence[GridRate], until: int) -> Mapping[GridRate, RateRun]:
-        spec = TrialSpec(shared, name, ray_storage(storage), recipe, until)
+        spec = TrialSpec(shared, name, ray_storage(place), recipe, until)
+        loggers = tune_loggers(recipe, storage)
+        status = AlignmentStatus(job.round, len(entries), until, recipe.execution.progress_seconds, say)
         runs = {}
-        for entry, ended in _sweep(entries, spec, say).items():
+        for entry, ended in _sweep(entries, spec, [status, *loggers]).items():
             path, diverged = ended["last_checkpoint"], ended["diverged"]
             checkpoints[entry] = path
             history = () if path is None else history_from_json(_read(path, HISTORY, storage).decode())
@@ -92,7 +98,7 @@ def sweep_learning_rates(
 
 
 def _sweep(
-    entries: Sequence[GridRate], spec: TrialSpec, say: Callable[[str], None]
+    entries: Sequence[GridRate], spec: TrialSpec, callbacks: list[tune.Callback]
 ) -> dict[GridRate, Mapping[str, Any]]:
     """One Tune sweep; what every trial reported last."""
     sweep = f"{spec.name}-until-{spec.until}-tune"
@@ -107,7 +113,7 @@ def _sweep(
         run_config=tune.RunConfig(
             name=sweep,
             verbose=0,
-            callbacks=[_Progress(spec.until, say)],
+            callbacks=callbacks,
             failure_config=tune.FailureConfig(max_failures=spec.recipe.execution.task_retries),
             **spec.storage,
         ),
@@ -150,23 +156,3 @@ def _read(checkpoint: str, file: str, storage: str) -> bytes:
             return bytes(stream.read())
 
     return patiently(download, f"read {checkpoint}/{file}")
-
-
-class _Progress(tune.Callback):
-    """A line for every epoch of every run, in the driver's log."""
-
-    def __init__(self, epochs: int, say: Callable[[str], None]) -> None:
-        self._epochs = epochs
-        self._say = say
-
-    def on_trial_result(
-        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any
-    ) -> None:
-        if "total" not in result:
-            return
-        quality = result.get("selection_map")
-        shown = "" if quality is None or math.isnan(quality) else f", selection mAP {quality:.4f}"
-        self._say(
-            f"{trial}: epoch {result['epoch'] + 1}/{self._epochs}, loss {result['total']:.4f}{shown}"
-            f" ({result['seconds']:.0f} s, {result['windows_per_second']:.3g} windows/s)"
-        )

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from pbd_ray.cluster.metrics_export import STAGE_DONE
 from pbd_ray.config import RunError, UserError
 
 _START = time.monotonic()
@@ -52,3 +53,41 @@ def throttled(seconds: float, tell: Callable[[str], None] = say) -> Callable[[st
             tell(line)
 
     return sometimes
+
+
+class Status:
+    """The status line of a stage, in one form for all of them, at most one in so many seconds.
+
+    As in `round 1: scores: 42%, 6 of 8 candidates, block 3 leads with 0.6421, 2 workers, 3 min left`.
+    """
+
+    def __init__(self, stage: str, seconds: float, tell: Callable[[str], None] = say) -> None:
+        self._stage = stage
+        self._tell = throttled(seconds, tell)
+        self._start = self._since = time.monotonic()
+        self._done = 0.0
+        STAGE_DONE.clear()
+
+    def __call__(self, done: float, *facts: str, begun: float = 0.0) -> None:
+        """
+        Args:
+            done: share of the stage, 0 to 1.
+            facts: those that are empty are left out.
+            begun: share that was done already when this driver came to the stage; no time was spent on it.
+        """
+        STAGE_DONE.set(done, stage=self._stage)
+        now = time.monotonic()
+        if done != self._done:
+            self._done, self._since = done, now
+        left = ""
+        if begun < done < 1:
+            pace = (self._since - self._start) / (done - begun)
+            left = f"{_span(max(0.0, pace * (1 - done) - (now - self._since)))} left"
+        self._tell(f"{self._stage}: {', '.join(filter(None, (f'{done:.0%}', *facts, left)))}")
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.0f} s"

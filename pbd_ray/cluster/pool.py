@@ -8,96 +8,40 @@ they live over several sweeps and are released before fine-tuning, whose workers
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from pbd_ray.cluster.monitoring import throttled
+from pbd_ray.cluster.metrics_export import DECODE_WAIT, RETRIES
+from pbd_ray.cluster.scoring_worker import ScoringWorker, WorkerSpec
 from pbd_ray.cluster.session import worker_capacity, worker_resources
 from pbd_ray.config import Recipe, RunError, UserError, one_line
-from pbd_ray.data.annotations import Annotations, Video
+from pbd_ray.data.annotations import Annotations
 from pbd_ray.search.state import Feed, Model, SweepTask, Work
+from pbd_ray.search.sweeping import stage_of
 
 _POLL_SECONDS = 1.0
-_LATENCY_WARMUP, _LATENCY_REPEATS = 3, 15
+_NUMBERS = itertools.count(1)
+"""Of workers, whatever their pool: a name is free only some time after its actor's end."""
 
 
 class WorkersLost(RunError):
     """A slice took down one worker after another."""
 
 
-@dataclass(frozen=True, eq=False)
-class WorkerSpec:
-    """What every worker of a run needs to know; sent once, when it starts."""
+@dataclass(frozen=True)
+class Pace:
+    """How a sweep goes."""
 
-    recipe: Recipe
-    num_classes: int
-    videos: Mapping[str, Video]
-
-
-class ScoringWorker:
-    """Holds one student at a time and scores the slices it is handed. torch is imported on the worker."""
-
-    def __init__(self, spec: WorkerSpec) -> None:
-        import torch
-
-        from pbd_ray.data.source import local_source
-
-        self._spec = spec
-        self._device = torch.device(spec.recipe.execution.device)
-        self._source = local_source(spec.recipe)
-        torch.set_num_threads(spec.recipe.execution.threads_per_worker)
-
-    def load(self, task: SweepTask, student: Model, teacher: Model | None) -> str:
-        """Take over the models of a sweep; returns the address of this worker's node."""
-        from pbd_ray.compression.scoring import ScoringJob
-
-        spec = self._spec
-        self._job = ScoringJob(
-            experiment=spec.recipe.experiment,
-            criterion=task.criterion,
-            candidates=task.candidates,
-            round=task.round,
-            source=self._source,
-            window_batch=spec.recipe.execution.window_batch,
-            candidate_batch=spec.recipe.execution.candidate_batch,
-            decoding_threads=spec.recipe.execution.decoding_threads,
-            device=self._device,
-        )
-        self._student = self._detector(student)
-        self._teacher = self._detector(teacher) if teacher is not None else None
-        return str(ray.util.get_node_ip_address())
-
-    def score(self, work: Work) -> pa.Table:
-        """Rows of one slice (`compression.scoring.score_videos`)."""
-        from pbd_ray.compression.scoring import score_videos
-
-        videos = [self._spec.videos[name] for name in work.piece.videos]
-        job = replace(self._job, candidates=work.candidates)
-        return score_videos(job, self._student, self._teacher, videos)
-
-    def latency(self, model: Model) -> dict[str, float]:
-        """Milliseconds of one window through the detector, with this worker's resources."""
-        from pbd_ray.compression.precision import autocast_context
-        from pbd_ray.metrics.cost import measure_latency
-
-        with autocast_context(self._spec.recipe.experiment.autocast, self._device):
-            measured = measure_latency(
-                self._detector(model), warmup=_LATENCY_WARMUP, repeats=_LATENCY_REPEATS, device=self._device
-            )
-        return {"p50_ms": measured.p50_ms, "p95_ms": measured.p95_ms}
-
-    def _detector(self, model: Model) -> Any:
-        from pbd_ray.compression.blocks import to_detector
-
-        return to_detector(model, self._spec.recipe.experiment.detector, self._spec.num_classes).to(
-            self._device
-        )
+    workers: int
+    windows_per_second: float
+    """Of all workers since the sweep's start; what a worker is at is not in it."""
 
 
 class ScoringPool:
@@ -114,13 +58,12 @@ class ScoringPool:
         self,
         task: SweepTask,
         feed: Feed,
-        say: Callable[[str], None],
-        seen: Callable[[float], None] | None = None,
+        watch: Callable[[Pace], None] = lambda pace: None,
     ) -> dict[str, Any]:
         """Score slices until the feed ends.
 
         Args:
-            seen: told the share of the videos that is scored, as it grows.
+            watch: called about once a second.
 
         Returns:
             Measured facts: slices per host, retries.
@@ -133,13 +76,10 @@ class ScoringPool:
         self._grow(min(self._execution.max_workers, feed.remaining))
         for worker in self.workers:
             sweep.start(worker)
-        progress = throttled(self._execution.progress_seconds, say)
+        began = time.monotonic()
         while not feed.ended:
-            before = feed.seen
             sweep.wait(_POLL_SECONDS)
-            if seen is not None and feed.seen > before:
-                seen(feed.seen)
-            progress(f"{task.name}: {feed.seen:.0%} of the videos, {len(self.workers)} workers")
+            watch(Pace(len(self.workers), sweep.windows / (time.monotonic() - began)))
         return {
             "slices_per_host": dict(sweep.per_host),
             "retries": sweep.retries,
@@ -169,7 +109,9 @@ class ScoringPool:
 
     def _add(self) -> Any:
         need = worker_resources(self._execution)
-        actor = ray.remote(ScoringWorker).options(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))
+        actor = ray.remote(ScoringWorker).options(
+            name=f"scoring worker {next(_NUMBERS)}", num_cpus=need["CPU"], num_gpus=need.get("GPU", 0)
+        )
         worker = actor.remote(self._spec)
         self.workers.append(worker)
         return worker
@@ -187,6 +129,7 @@ class _Sweep:
         # Weights go once into the object store; the task that travels with every call carries none.
         self._models = (ray.put(task.model), ray.put(task.teacher))
         self._task = task.without_weights()
+        self._stage = stage_of(task)
         self._feed = feed
         self._allowed = retries
         self._losses: Counter[int | None] = Counter()
@@ -194,6 +137,7 @@ class _Sweep:
         self._running: dict[Any, tuple[Any, Work | None]] = {}
         self._idle: list[Any] = []
         self.per_host: Counter[str] = Counter()
+        self.windows = 0
 
     @property
     def retries(self) -> int:
@@ -201,7 +145,8 @@ class _Sweep:
 
     def start(self, worker: Any) -> None:
         """Give a worker the models; slices follow once it has them."""
-        self._running[worker.load.remote(self._task, *self._models)] = (worker, None)
+        load = worker.load.options(name=f"ScoringWorker.load {self._task.name}")
+        self._running[load.remote(self._task, *self._models)] = (worker, None)
 
     def wait(self, seconds: float) -> None:
         """Take what ended within the time; who is idle goes on with the next slices."""
@@ -227,18 +172,22 @@ class _Sweep:
                 self._hosts[worker] = result
             else:
                 self.per_host[self._hosts[worker]] += 1
-                self._feed.give(work, result)  # first: at a barrier it decides whom the next slice is for
+                self.windows += result.windows
+                DECODE_WAIT.add(result.decode_wait_seconds, stage=self._stage)
+                self._feed.give(work, result.rows)  # at a barrier it decides whom the next slice is for
             self._idle.append(worker)
             self._hand_out()
 
     def _hand_out(self) -> None:
         while self._idle and (work := self._feed.take()) is not None:
             worker = self._idle.pop()
-            self._running[worker.score.remote(work)] = (worker, work)
+            score = worker.score.options(name=f"ScoringWorker.score {self._task.name}")
+            self._running[score.remote(work)] = (worker, work)
 
     def _replace(self, worker: Any, work: Work | None, error: RayActorError) -> None:
         index = None if work is None else work.piece.index
         self._losses[index] += 1
+        RETRIES.add(1)
         # A node that dies may take several workers that were starting: each has its own tries.
         tries = (self._allowed + 1) * (len(self._pool.workers) if work is None else 1)
         if self._losses[index] >= tries:

@@ -14,7 +14,8 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from pbd_ray.cluster.monitoring import say, throttled
+from pbd_ray.cluster.metrics_export import QUARANTINED
+from pbd_ray.cluster.monitoring import Status, say
 from pbd_ray.cluster.session import worker_capacity, worker_resources
 from pbd_ray.config import Recipe, RunError, UserError, one_line
 from pbd_ray.data.annotations import Split, Video
@@ -37,11 +38,12 @@ def usable_videos(
     Raises:
         UserError: too many videos cannot be used, or, where the run began without it, any other one.
     """
-    progress = throttled(recipe.execution.progress_seconds)
-    source = local_source(recipe, lambda done, of: progress(f"generating videos: {done} of {of}"))
+    generating = Status("generating videos", recipe.execution.progress_seconds)
+    source = local_source(recipe, lambda done, of: generating(done / of, f"{done} of {of}"))
     left_out = stored or NOTHING
     if recipe.experiment.data.source == "files":
         split, left_out = _examined(recipe, split, source, stored)
+    QUARANTINED.set(len(left_out.reasons))
     counts = ", ".join(f"{len(part.videos)} {name}" for name, part in split.parts.items() if part.videos)
     say(f"videos: {counts}; {len(split.fit.classes)} classes; in {source.data_root}")
     return split, source, left_out
@@ -77,13 +79,14 @@ def _require_the_rest(problems: dict[str, str], stored: Quarantine) -> None:
 
 
 def _findings(recipe: Recipe, videos: Sequence[Video], source: VideoSource) -> Iterator[Finding]:
-    progress = throttled(recipe.execution.progress_seconds)
+    looking = Status("looking at videos", recipe.execution.progress_seconds)
     local = recipe.execution.backend == "local"
     findings = _here(recipe, videos, source.data_root) if local else _in_tasks(recipe, videos)
     problems = 0
     for done, finding in enumerate(findings, 1):
         problems += finding.problem is not None
-        progress(f"looking at videos: {done} of {len(videos)}, {problems} cannot be used")
+        share = f"{done} of {len(videos)}"
+        looking(done / len(videos), share, f"{problems} cannot be used" if problems else "")
         yield finding
 
 
@@ -111,7 +114,12 @@ def _in_tasks(recipe: Recipe, videos: Sequence[Video]) -> Iterator[Finding]:
         while waiting and len(running) < worker_capacity(execution):
             chunk = waiting.popleft()
             retries = execution.task_retries if len(chunk) == 1 else 0
-            options = task.options(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0), max_retries=retries)
+            options = task.options(
+                name="look at videos",
+                num_cpus=need["CPU"],
+                num_gpus=need.get("GPU", 0),
+                max_retries=retries,
+            )
             running[options.remote(shared, chunk)] = chunk
         (ready,), _ = ray.wait(list(running), num_returns=1)
         chunk = running.pop(ready)

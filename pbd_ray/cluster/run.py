@@ -11,6 +11,7 @@ from pbd_ray.cluster.backend import alone_in_cluster, backend, backend_steps, fi
 from pbd_ray.cluster.detecting import detected_rows
 from pbd_ray.cluster.holder import job_finished, submission_id
 from pbd_ray.cluster.inputs import check_bundle, given_teacher
+from pbd_ray.cluster.metrics_export import TEST_MAP
 from pbd_ray.cluster.monitoring import say
 from pbd_ray.cluster.places import check_places
 from pbd_ray.cluster.preflight import usable_videos
@@ -77,7 +78,7 @@ def _compress(recipe: Recipe, storage: Storage, owner: Owner) -> Summary:
                 from_bundle=model_of,
                 cost=packing.cost,
                 report=say,
-                publish=lambda: write_report(ledger),
+                publish=lambda: _publish_round(ledger),
             )
     _publish(recipe, ledger, summary)
     return summary
@@ -159,6 +160,16 @@ def run_detector(recipe: Recipe, directory: str | Path, measures: Measures, outp
     report = evaluate_detections(truth, detections, measures, facts)
     predictions = json.dumps(detections_to_json(detections, truth.classes)).encode()
     publish(report, output, say, {"predictions.json": predictions})
+
+
+def _publish_round(ledger: Ledger) -> None:
+    """The run as it stands, for those who look."""
+    write_report(ledger)
+    summary = ledger.storage.read_json("summary.json")
+    assert summary is not None, "it has just been written"
+    last = summary["rounds"][-1] if summary["rounds"] else summary["teacher"]
+    TEST_MAP.set(summary["teacher"]["headline_map"], model="teacher")
+    TEST_MAP.set(last["headline_map"], model="last")
 
 
 def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:

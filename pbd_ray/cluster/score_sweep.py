@@ -17,9 +17,11 @@ from ray import tune
 from ray.exceptions import RayActorError
 
 from pbd_ray.cluster.candidate_trial import Board, CandidateTrial
+from pbd_ray.cluster.loggers import tune_loggers
 from pbd_ray.cluster.ray_storage import ray_storage
 from pbd_ray.cluster.session import HEAD_RESOURCE
 from pbd_ray.compression.candidates import CandidateScore
+from pbd_ray.config import Recipe
 
 _TRIALS_AT_ONCE = 4
 """A trial is a process of its own that only waits: more at once would cost the workers their CPU.
@@ -30,12 +32,17 @@ _END_SECONDS = 120.0
 class CandidateTrials:
     """Tune over the candidates of one sweep, in a thread; the driver publishes, the trials report."""
 
-    def __init__(self, name: str, candidates: Sequence[int], storage: str) -> None:
+    def __init__(self, name: str, candidates: Sequence[int], recipe: Recipe, storage: str) -> None:
         self._racing = tuple(candidates)
-        self._board: Any = ray.remote(Board).options(num_cpus=0, resources={HEAD_RESOURCE: 0.001}).remote()
-        trainable = tune.with_parameters(CandidateTrial, board=self._board)
+        board: Any = ray.remote(Board).options(
+            name=f"{name} board", num_cpus=0, resources={HEAD_RESOURCE: 0.001}
+        )
+        self._board = board.remote()
+        trainable: Any = tune.with_parameters(CandidateTrial, board=self._board)
+        trainable = tune.with_resources(trainable, {HEAD_RESOURCE: 0.001})
+        trainable.__qualname__ = CandidateTrial.__name__  # what the dashboard calls its actors
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {HEAD_RESOURCE: 0.001}),
+            trainable,
             param_space={"block": tune.grid_search(list(candidates))},
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
@@ -46,6 +53,7 @@ class CandidateTrials:
             run_config=tune.RunConfig(
                 name=f"{name}-tune",
                 verbose=0,
+                callbacks=tune_loggers(recipe, storage),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 **ray_storage(storage),
             ),

@@ -33,13 +33,14 @@ from pbd_ray.cluster.growth import asking, most_workers, refused
 from pbd_ray.cluster.monitoring import throttled
 from pbd_ray.config import Execution, UserError
 
-# Read by Ray Train's controller. A fit starts and ends some 10 s sooner than with Ray's defaults, which
-# poll every few seconds; a user's own values win.
+# Read by Ray Tune and by Ray Train's controller. A fit starts and ends some 10 s sooner than with Ray's
+# defaults, which poll every few seconds; a user's own values win.
 _WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # `cluster/loggers.py` says which files a trial writes
     "TUNE_WARN_THRESHOLD_S": "10",
 }
 _LOCAL_OBJECT_STORE_BYTES = 500_000_000

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pbd_ray.cluster.lr_sweep import sweep_learning_rates
-from pbd_ray.cluster.pool import ScoringPool
+from pbd_ray.cluster.pool import Pace, ScoringPool
 from pbd_ray.cluster.score_sweep import CandidateTrials
+from pbd_ray.cluster.sweep_status import SweepStatus
 from pbd_ray.compression.candidates import CandidateScore
 from pbd_ray.compression.jobs import alignment_job, teacher_job
 from pbd_ray.config import Recipe, experiment_hash
@@ -39,8 +40,8 @@ def cluster_steps(recipe: Recipe, split: Split, storage: str, say: Say) -> Itera
 def fit_teacher(recipe: Recipe, split: Split, storage: str, say: Say) -> Alignment:
     """Fit the uncompressed detector with Ray Train; a grid of one learning rate."""
     job = teacher_job(recipe, split, local_source(recipe), say)
-    name = f"teacher-{experiment_hash(recipe.experiment)[:8]}"
-    return sweep_learning_rates(job, grid_of(job.config, None), name, storage, recipe, say)
+    identity = experiment_hash(recipe.experiment)[:8]
+    return sweep_learning_rates(job, grid_of(job.config, None), "teacher", identity, storage, recipe, say)
 
 
 class _Cluster:
@@ -48,15 +49,28 @@ class _Cluster:
         self.pool = ScoringPool(recipe, split.everything())
         self._recipe, self._split, self._storage, self._say = recipe, split, storage, say
         self._trials: CandidateTrials | None = None
+        self._status: SweepStatus | None = None
 
     def sweep(self, task: SweepTask, feed: Feed) -> Mapping[str, Any]:
+        status = SweepStatus(task, feed, self._recipe.execution.progress_seconds, self._say)
+        self._status = status
         if task.candidates:
-            self._trials = CandidateTrials(task.name, task.candidates, self._storage)
-        return self.pool.run(task, feed, self._say, self._trials.seen if self._trials else None)
+            self._trials = CandidateTrials(task.name, task.candidates, self._recipe, self._storage)
+        told = feed.seen
+
+        def watch(pace: Pace) -> None:
+            nonlocal told
+            status.tell(pace)
+            if self._trials is not None and feed.seen > told:
+                told = feed.seen
+                self._trials.seen(told)
+
+        return self.pool.run(task, feed, watch)
 
     def scored(self, task: SweepTask, scores: Sequence[CandidateScore], final: bool) -> None:
-        if self._trials is None:
+        if self._trials is None or self._status is None:
             return  # nothing was left to be scored
+        self._status.scored(scores)
         self._trials.scored(scores, final)
         if final:
             self._trials = None
@@ -67,16 +81,9 @@ class _Cluster:
         # Every worker opens the videos by itself: this node's source is only a placeholder.
         source = local_source(recipe)
         job = alignment_job(recipe, self._split, source, task.round, task.student, task.teacher)
-        # Ray Train resumes any run of the same name: the name holds all that decides the run.
         identity = f"{experiment_hash(recipe.experiment)[:8]}-{task.parent_result[:8]}"
-        return sweep_learning_rates(
-            job,
-            grid_of(job.config, task.prior),
-            f"round-{task.round:02d}-{identity}",
-            self._storage,
-            recipe,
-            self._say,
-        )
+        grid, name = grid_of(job.config, task.prior), f"round-{task.round:02d}"
+        return sweep_learning_rates(job, grid, name, identity, self._storage, recipe, self._say)
 
     def close(self) -> None:
         if self._trials is not None:

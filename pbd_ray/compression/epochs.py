@@ -28,6 +28,7 @@ from pbd_ray.config import AlignmentConfig
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Video
 from pbd_ray.data.dataset import WindowBatch
 from pbd_ray.data.source import training_batch
+from pbd_ray.data.tally import Tally
 from pbd_ray.data.video_classes import named, scored_against
 from pbd_ray.metrics.mean_ap import mean_average_precision
 
@@ -44,6 +45,8 @@ class EpochCost:
     """Of all ranks, in training."""
     peak_memory_bytes: int
     """Of this rank's process since it began: on the GPU, else resident."""
+    decode_wait_seconds: float = 0.0
+    """Of this rank, in training."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def run_epochs(
     best = max((selection_rank(report) for report in history), default=WORST)
     for epoch in range(len(history), options.epochs if until is None else until):
         started = time.monotonic()
-        losses = _train(job, tuning, epoch, collective)
+        tally = Tally()
+        losses = _train(tuning, tally.count(_batches(job, epoch, collective)))
         training = time.monotonic() - started
         selection_map = average_map = None
         is_best = False
@@ -104,7 +108,9 @@ def run_epochs(
                 best = (selection_map, average_map)
                 tuning.remember_best()
         windows = sum(len(videos) for videos in epoch_batches(job, epoch))
-        cost = EpochCost(time.monotonic() - started, windows / training, _peak_memory_bytes(device))
+        cost = EpochCost(
+            time.monotonic() - started, windows / training, _peak_memory_bytes(device), tally.wait_seconds
+        )
         yield (
             EpochReport(epoch, job.learning_rate, losses, selection_map, average_map, is_best, cost),
             tuning,
@@ -183,8 +189,8 @@ def _tuning(
     )
 
 
-def _train(job: FineTuneJob, tuning: FineTuning, epoch: int, collective: Collective) -> LossTerms:
-    steps = [tuple(asdict(tuning.train_step(batch)).values()) for batch in _batches(job, epoch, collective)]
+def _train(tuning: FineTuning, batches: Iterator[WindowBatch]) -> LossTerms:
+    steps = [tuple(asdict(tuning.train_step(batch)).values()) for batch in batches]
     return LossTerms(*np.mean(steps, axis=0).tolist())
 
 

@@ -29,6 +29,7 @@ from pbd_ray.data.ahead import ahead
 from pbd_ray.data.annotations import DETECTION_SCHEMA, Video
 from pbd_ray.data.dataset import WindowBatch
 from pbd_ray.data.source import VideoSource, inference_batches, training_batch
+from pbd_ray.data.tally import Tally
 from pbd_ray.data.windows import Window
 from pbd_ray.detector.detector import Detector, DetectorOutput
 from pbd_ray.detector.losses import assign_targets, detection_losses
@@ -61,6 +62,8 @@ class ScoringJob:
     """Threads that decode ahead of compute; 0: none."""
     seen: Callable[[Window], None] | None = None
     """Criterion map: told the last window of every batch, once the detectors have seen it."""
+    tally: Tally | None = None
+    """Counts the windows, and the time spent waiting for them."""
 
 
 @torch.inference_mode()
@@ -82,6 +85,8 @@ def score_videos(
         closing(ahead(streams, job.decoding_threads, DECODED_BATCHES)) as decoded,
     ):
         for video, batches in zip(videos, decoded, strict=True):
+            if job.tally is not None:
+                batches = job.tally.count(batches)
             if map_scores:
                 tables.append(_detections(job, student, batches))
                 continue

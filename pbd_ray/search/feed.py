@@ -67,6 +67,11 @@ class SliceFeed:
         return self._stage >= len(self._missing)
 
     @property
+    def planned(self) -> int:
+        """Slices of all stages, scored or not."""
+        return len(self._videos)
+
+    @property
     def remaining(self) -> int:
         """Slices that are not scored, of all stages."""
         return 0 if self.ended else sum(map(len, self._missing))

@@ -217,7 +217,7 @@ def _spread(recipe: Recipe, videos: Sequence[Video], count: int) -> list[str]:
 
 
 def _shortened(recipe: Recipe, runs_at_once: int) -> Recipe:
-    """The recipe with `EPOCHS` epochs of the learning rates that run at once, whole batches of few videos."""
+    """The recipe with `EPOCHS` epochs of the learning rates that run at once, and nothing logged of them."""
 
     def short(optimizer: OptimizerConfig) -> dict[str, Any]:
         epochs = {"epochs": EPOCHS, "schedule_epochs": EPOCHS}
@@ -230,7 +230,8 @@ def _shortened(recipe: Recipe, runs_at_once: int) -> Recipe:
         "alignment": alignment.model_copy(update=short(alignment.optimizer) | once),
         "teacher": teacher.model_copy(update=short(teacher.optimizer)),
     }
-    return recipe.model_copy(update={"experiment": experiment.model_copy(update=parts)})
+    quiet = recipe.execution.model_copy(update={"loggers": ()})
+    return recipe.model_copy(update={"experiment": experiment.model_copy(update=parts), "execution": quiet})
 
 
 def _selection(recipe: Recipe, split: Split) -> Annotations:

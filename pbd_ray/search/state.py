@@ -223,9 +223,16 @@ class Summary:
 class Feed(Protocol):
     """Where a sweep's slices come from and where their rows go (`search/feed.py`); for one thread."""
 
+    alive: tuple[int, ...]
+    """Candidates that are still in the race."""
+
     @property
     def ended(self) -> bool:
         """Nothing is left to be scored; what is still being scored is not needed."""
+
+    @property
+    def planned(self) -> int:
+        """Slices of all stages, scored or not."""
 
     @property
     def remaining(self) -> int:

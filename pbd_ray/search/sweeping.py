@@ -113,6 +113,11 @@ def measuring(folder: RoundFolder, stage: str, resumed: bool = False) -> Iterato
     folder.write_measured(stored | {"stages": stages})
 
 
+def stage_of(task: SweepTask) -> str:
+    """Which of its round's sweeps a task is: scores, tie, evaluation, selection."""
+    return task.name.rpartition("-")[2]
+
+
 def label(round: int) -> str:
     """A round's name in lines of progress."""
     return "teacher" if round == TEACHER_ROUND else f"round {round}"

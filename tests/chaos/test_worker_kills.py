@@ -119,7 +119,7 @@ class Losses:
 
     def checkpoints(self) -> int:
         """A number that grows with every checkpoint that Ray Train has put on its list."""
-        found = self.run_dir.glob("ray/*/checkpoint_manager_snapshot.json")
+        found = self.run_dir.glob("ray/*/*/checkpoint_manager_snapshot.json")
         return max((path.stat().st_mtime_ns for path in found), default=0)
 
     def after(

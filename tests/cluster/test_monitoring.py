@@ -55,3 +55,44 @@ def test_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] = moment
         sometimes(line)
     assert said == ["a", "c"]
+
+
+def test_status_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thirds of what this driver found to do took 40 s, so the last third takes 20 s."""
+    now = [100.0]
+    said: list[str] = []
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
+    status = monitoring.Status("round 1: scores", 10.0, said.append)
+    for moment, done, facts in (
+        (101.0, 0.4, ("6 of 8 candidates", "", "2 workers")),
+        (105.0, 0.5, ("left out",)),
+        (140.0, 0.8, ("2 workers",)),
+        (155.0, 0.8, ()),
+        (180.0, 0.8, ()),
+        (190.0, 1.0, ()),
+    ):
+        now[0] = moment
+        status(done, *facts, begun=0.4)
+    assert said == [
+        "round 1: scores: 40%, 6 of 8 candidates, 2 workers",
+        "round 1: scores: 80%, 2 workers, 20 s left",
+        "round 1: scores: 80%, 5 s left",
+        "round 1: scores: 80%, 0 s left",
+        "round 1: scores: 100%",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("took_seconds", "left"),
+    [(89, "89 s"), (90, "1.5 min"), (5399, "90 min"), (5400, "1.5 h"), (36000, "10 h")],
+)
+def test_what_is_left_is_told_in_fitting_units(
+    took_seconds: float, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    said: list[str] = []
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
+    status = monitoring.Status("align", 1.0, said.append)
+    now[0] = took_seconds
+    status(0.5)
+    assert said == [f"align: 50%, {left} left"]

@@ -69,47 +69,6 @@ def test_terminated_leaves_nothing(start: Start, tiny_recipe: str, video_cache: 
     driver.assert_nothing_left()
 
 
-def test_submitted_job(start: Start, video_cache: Path, tmp_path: Path) -> None:
-    """`make demo` on fewer videos and two training workers a learning rate: a real job, candidates and
-    learning rates as Tune trials, a table."""
-    run_dir = tmp_path / "run"
-    trials: set[str] = set()
-    listening: set[str] = set()
-
-    def finished() -> bool:
-        if trials and not listening:
-            listening.update(driver.listening())
-        trials.update(path.parent.name for path in run_dir.glob("ray/*-tune/*/result.json"))
-        return (run_dir / "frontier.parquet").is_file()
-
-    small = [
-        "experiment.data.synthetic.fit_videos=6",
-        "experiment.data.synthetic.selection_videos=3",
-        "experiment.data.synthetic.test_videos=4",
-        "experiment.alignment.optimizer.epochs=1",
-        "experiment.alignment.optimizer.schedule_epochs=1",
-        "experiment.alignment.learning_rates=[1e-4,1e-3]",
-        "experiment.stopping.max_drops=1",
-        "execution.train_workers=2",
-    ]
-    driver = start(["-m", "pbd_ray.cluster.demo", *_overrides(run_dir, video_cache), *small])
-    driver.wait_until(finished, 500)
-    log = driver.wait(60)
-    assert driver.process.returncode == 0, log
-    driver.assert_nothing_left()
-    summary = json.loads((run_dir / "summary.json").read_text())
-    assert [len(entry["kept_blocks"]) for entry in summary["rounds"]] == [7]
-    assert summary["rounds"][0]["lr"] in (1e-4, 1e-3)
-    assert set(summary["rounds"][0]["scores"]) == {str(block) for block in range(8)}
-    assert {f"round-01-scores-block-{block:02d}" for block in range(8)} <= trials
-    assert sum("-lr-" in name for name in trials) == 2
-    assert listening == LOOPBACK
-    assert "ray job submit --working-dir . -- python jobs/compress.py demo" in log
-    assert "drop block" in log
-    assert "mAP@0.5 - teacher (interval)" in log
-    assert "SUCCEEDED" in log
-
-
 def _overrides(run_dir: Path | str, cache: Path) -> list[str]:
     return [f"run_dir={run_dir}", f"cache_dir={cache}"]
 

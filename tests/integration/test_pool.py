@@ -61,7 +61,7 @@ def task(recipe: Recipe, split: Split) -> SweepTask:
 def sweep(pool: ScoringPool, task: SweepTask, plan: tuple[Slice, ...]) -> tuple[pa.Table, dict[str, object]]:
     tables: dict[int, pa.Table] = {}
     feed = SliceFeed(plan, task.candidates, (), lambda work, table: tables.update({work.piece.index: table}))
-    facts = pool.run(task, feed, lambda line: None)
+    facts = pool.run(task, feed)
     return pa.concat_tables([tables[piece.index] for piece in plan]), facts
 
 
