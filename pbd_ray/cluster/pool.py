@@ -66,7 +66,7 @@ class ScoringPool:
             watch: called about once a second.
 
         Returns:
-            Measured facts: slices per host, retries.
+            Measured facts: slices per node, retries.
 
         Raises:
             UserError: a video that does not decode, unless the feed goes on without it.
@@ -81,7 +81,7 @@ class ScoringPool:
             sweep.wait(_POLL_SECONDS)
             watch(Pace(len(self.workers), sweep.windows / (time.monotonic() - began)))
         return {
-            "slices_per_host": dict(sweep.per_host),
+            "slices_per_node": dict(sweep.per_node),
             "retries": sweep.retries,
             "workers": len(self.workers),
         }
@@ -133,10 +133,10 @@ class _Sweep:
         self._feed = feed
         self._allowed = retries
         self._losses: Counter[int | None] = Counter()
-        self._hosts: dict[Any, str] = {}
+        self._nodes: dict[Any, str] = {}
         self._running: dict[Any, tuple[Any, Work | None]] = {}
         self._idle: list[Any] = []
-        self.per_host: Counter[str] = Counter()
+        self.per_node: Counter[str] = Counter()
         self.windows = 0
 
     @property
@@ -169,9 +169,9 @@ class _Sweep:
                 self._hand_out()
                 continue
             if work is None:
-                self._hosts[worker] = result
+                self._nodes[worker] = result
             else:
-                self.per_host[self._hosts[worker]] += 1
+                self.per_node[self._nodes[worker]] += 1
                 self.windows += result.windows
                 DECODE_WAIT.add(result.decode_wait_seconds, stage=self._stage)
                 self._feed.give(work, result.rows)  # at a barrier it decides whom the next slice is for

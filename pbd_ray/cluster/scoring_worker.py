@@ -49,7 +49,7 @@ class ScoringWorker:
         torch.set_num_threads(spec.recipe.execution.threads_per_worker)
 
     def load(self, task: SweepTask, student: Model, teacher: Model | None) -> str:
-        """Take over the models of a sweep; returns the address of this worker's node."""
+        """Take over the models of a sweep; returns the name of this worker's node."""
         from pbd_ray.compression.scoring import ScoringJob
 
         spec = self._spec
@@ -66,7 +66,8 @@ class ScoringWorker:
         )
         self._student = self._detector(student)
         self._teacher = self._detector(teacher) if teacher is not None else None
-        return str(ray.util.get_node_ip_address())
+        # With the id: several nodes of one machine share its address.
+        return f"{ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
 
     def score(self, work: Work) -> ScoredSlice:
         """One slice, for the candidates that it was handed out with."""

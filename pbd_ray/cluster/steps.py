@@ -65,7 +65,11 @@ class _Cluster:
                 told = feed.seen
                 self._trials.seen(told)
 
-        return self.pool.run(task, feed, watch)
+        measured = self.pool.run(task, feed, watch)
+        if len(nodes := measured["slices_per_node"]) > 1:
+            shares = ", ".join(f"{count} on {node}" for node, count in sorted(nodes.items()))
+            self._say(f"{task.name}: slices by node: {shares}")
+        return measured
 
     def scored(self, task: SweepTask, scores: Sequence[CandidateScore], final: bool) -> None:
         if self._trials is None or self._status is None:
