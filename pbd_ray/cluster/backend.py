@@ -77,11 +77,12 @@ def backend_steps(
 
 
 def side_by_side(recipe: Recipe) -> tuple[int, int]:
-    """How many scoring workers, and how many fine-tuning runs, there are at once."""
+    """How many scoring workers, and how many of the learning rates, there are at once."""
     execution = recipe.execution
     if execution.backend == "local":
         return 1, 1
-    return min(execution.max_workers, worker_capacity(execution)), runs_at_once(execution)
+    rates = max(1, len(recipe.experiment.alignment.learning_rates))
+    return min(execution.max_workers, worker_capacity(execution)), min(rates, runs_at_once(execution))
 
 
 def fit_uncompressed(recipe: Recipe, split: Split, source: VideoSource, storage: str) -> Alignment:
