@@ -26,6 +26,9 @@ def main() -> int:
         "--test-subset", metavar="NAME", nargs="+", default=[], help="default: told from the subsets' names"
     )
     parser.add_argument(
+        "--small", action="store_true", help="a recipe for a first try: a small detector, minutes on a laptop"
+    )
+    parser.add_argument(
         "--backend", choices=("local", "ray"), default="local", help="where the videos are looked at"
     )
     arguments = parser.parse_args()
@@ -36,7 +39,12 @@ def run(arguments: argparse.Namespace) -> None:
     from pbd_ray.cluster.check_data import run_check
 
     run_check(
-        arguments.videos, arguments.annotations, arguments.output, arguments.test_subset, arguments.backend
+        arguments.videos,
+        arguments.annotations,
+        arguments.output,
+        arguments.test_subset,
+        arguments.small,
+        arguments.backend,
     )
 
 

@@ -17,7 +17,7 @@ from pbd_ray.config import ConfigError, DataConfig, Execution, Experiment, Recip
 from pbd_ray.data.annotation_forms import Problem, read_written
 from pbd_ray.data.checking import annotations_to_json, check_data, unchecked_videos
 from pbd_ray.data.grid_choice import choose_grid
-from pbd_ray.data.recipe_draft import draft_recipe
+from pbd_ray.data.recipe_draft import SMALL, VIDEOMAE_S, draft_recipe
 from pbd_ray.data.source import VideoSource
 from pbd_ray.data.statistics import statistics_of
 from pbd_ray.data.subsets import TRAINING, assign_subsets
@@ -34,6 +34,7 @@ def run_check(
     annotations: str,
     output: Path,
     test_names: Sequence[str] = (),
+    small: bool = False,
     where: Literal["local", "ray"] = "local",
 ) -> None:
     """Write what `jobs/check_data.py` promises, and print the statistics and the problems.
@@ -42,6 +43,7 @@ def run_check(
         root: folder of the videos.
         annotations: file or folder, of any form of `data/annotation_forms.py`.
         test_names: the subsets for testing; empty: told from their names.
+        small: the recipe is of a detector that a laptop trains in minutes.
         where: the videos are looked at here, or by tasks on a cluster.
 
     Raises:
@@ -65,10 +67,11 @@ def run_check(
     checked = check_data(written, looked, annotations)
     problems = (*assigned.problems, *checked.problems, *_unnamed(files, [v.path for v in videos], root))
     statistics = statistics_of(checked.annotations)
-    choice = choose_grid(checked.annotations.subset(TRAINING), checked.short_side_pixels)
+    training, backbone = checked.annotations.subset(TRAINING), SMALL if small else VIDEOMAE_S
+    choice = choose_grid(training, checked.short_side_pixels, backbone.largest_pixels)
     index = output.absolute() / "annotations.json"
     name = output.absolute().name or "own_data"
-    draft = draft_recipe(checked.annotations, choice, name, data_root, str(index))
+    draft = draft_recipe(checked.annotations, choice, backbone, name, data_root, str(index))
     contents = {
         index.name: _json(annotations_to_json(checked.annotations)),
         "recipe.yaml": draft.encode(),

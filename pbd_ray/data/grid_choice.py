@@ -25,7 +25,6 @@ MULTIPLE = 32
 """Of a window: chunks of 16 frames, and a coarsest stride of at most 32."""
 LEAST_LEVELS, MOST_LEVELS = 4, 6
 BEYOND_STEPS = 10000
-LARGEST_PIXELS = 160
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class _Lengths:
     longest_share: float
 
 
-def choose_grid(training: Annotations, short_side_pixels: int) -> GridChoice:
+def choose_grid(training: Annotations, short_side_pixels: int, largest_pixels: int = 160) -> GridChoice:
     """The grid for these videos: sliding windows, or, where instances fill long videos, whole videos.
 
     A window holds the longest instance whole, if need be at the price of short ones' resolution.
@@ -65,6 +64,7 @@ def choose_grid(training: Annotations, short_side_pixels: int) -> GridChoice:
     Args:
         training: with at least one instance. Test videos choose nothing, so they are not looked at.
         short_side_pixels: of the files.
+        largest_pixels: a side of what the detector sees is not longer.
     """
     lengths = _lengths(training)
     stride = max(1, int(lengths.short_frames / SHORT_STEPS))
@@ -73,7 +73,7 @@ def choose_grid(training: Annotations, short_side_pixels: int) -> GridChoice:
         choice = _resized(lengths)
     else:
         choice = _sliding(lengths, stride, wanted)
-    crop = max(16, min(LARGEST_PIXELS, short_side_pixels // 16 * 16))
+    crop = max(16, min(largest_pixels, short_side_pixels // 16 * 16))
     pixels = {
         "train_short_side_pixels": min(round(crop * 182 / 160), max(crop, short_side_pixels)),
         "test_short_side_pixels": crop,

@@ -14,6 +14,24 @@ FEW_VIDEOS = 100
 
 
 @dataclass(frozen=True)
+class Backbone:
+    """The transformer of a recipe, and how a teacher of it is begun."""
+
+    name: str
+    embed_dim: int
+    depth: int
+    num_heads: int
+    largest_pixels: int
+    """Frames are at most so large."""
+    start: str
+    lr: str
+
+
+VIDEOMAE_S = Backbone("VideoMAE-S", 384, 12, 6, 160, "random", "1.0e-4")
+SMALL = Backbone("a small one, for a first try", 96, 6, 3, 48, "motion", "1.0e-3")
+
+
+@dataclass(frozen=True)
 class _Schedule:
     """What depends on how many training videos there are."""
 
@@ -26,14 +44,19 @@ class _Schedule:
     ema_decay: float
 
 
-_FEW = _Schedule(128, 0.2, 30, "1.0e-3", 2, "[3.0e-6, 1.0e-5, 3.0e-5]", 0.99)
+_FEW = _Schedule(128, 0.2, 30, "1.0e-3", 2, "[1.0e-5, 3.1623e-5, 1.0e-4]", 0.99)
 _MANY = _Schedule(512, 0.1, 60, "1.0e-4", 15, "[1.0e-5, 3.1623e-5, 1.0e-4, 3.1623e-4, 1.0e-3]", 0.999)
 
 
 def draft_recipe(
-    annotations: Annotations, choice: GridChoice, name: str, data_root: str, annotation_file: str
+    annotations: Annotations,
+    choice: GridChoice,
+    backbone: Backbone,
+    name: str,
+    data_root: str,
+    annotation_file: str,
 ) -> str:
-    """YAML of a recipe for `annotations`, of a VideoMAE-S under ActionFormer.
+    """YAML of a recipe for `annotations`, of a transformer under ActionFormer.
 
     Args:
         choice: of the training videos.
@@ -88,10 +111,10 @@ experiment:
       test_short_side_pixels: {grid.test_short_side_pixels}
       crop_pixels: {grid.crop_pixels}
       augmentation: flip # full: crops and colours too, for long schedules
-    backbone: # VideoMAE-S
-      embed_dim: 384
-      depth: 12
-      num_heads: 6
+    backbone: # {backbone.name}
+      embed_dim: {backbone.embed_dim}
+      depth: {backbone.depth}
+      num_heads: {backbone.num_heads}
       patch_pixels: 16
       position_table_pixels: 224
       final_norm: false # true: where the pretrained weights are an image ViT's (DINOv2, DeiT)
@@ -104,7 +127,8 @@ experiment:
 
   teacher:
     source: train # or the bundle of jobs/train_teacher.py, or an OpenTAD checkpoint
-    start: random
+    start: {backbone.start}
+    backbone_lr: {backbone.lr}
     trainable: full # head: the backbone stays as it starts; with pretrained weights and few videos
     select_every_epochs: 4
     optimizer:
@@ -133,7 +157,7 @@ experiment:
       ema_warmup: true
 
   stopping:
-    max_drops: null # depth / 4 = 3
+    max_drops: null # depth / 4 = {backbone.depth // 4}
 
   evaluation:
     tious: {tious}
