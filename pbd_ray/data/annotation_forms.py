@@ -14,7 +14,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -181,27 +181,19 @@ def _number(text: str) -> Any:
         return text
 
 
-@dataclass(eq=False)
-class _Gathered:
-    first: WrittenVideo
-    instances: list[WrittenInstance] = field(default_factory=list)
-
-
 def _collected(rows: Iterator[_Row], problems: list[Problem]) -> tuple[WrittenVideo, ...]:
-    gathered: dict[str, _Gathered] = {}
+    videos: dict[str, WrittenVideo] = {}
+    instances: dict[str, list[WrittenInstance]] = {}
     for row in rows:
         try:
             video, instance = row.written()
-            known = gathered.get(video.id)
-            if known is not None:
-                _require_same(row.node, video, known.first)
+            _require_same(row.node, video, videos.get(video.id, video))
         except AnnotationError as error:
             problems.append(_unreadable(error))
             continue
-        known = gathered.setdefault(video.id, _Gathered(video))
-        if instance is not None:
-            known.instances.append(instance)
-    return tuple(replace(video.first, instances=tuple(video.instances)) for video in gathered.values())
+        videos.setdefault(video.id, video)
+        instances.setdefault(video.id, []).extend([instance] if instance else [])
+    return tuple(replace(video, instances=tuple(instances[video.id])) for video in videos.values())
 
 
 def _require_same(node: JsonNode, video: WrittenVideo, first: WrittenVideo) -> None:

@@ -15,7 +15,7 @@ from pbd_ray.data.annotation_forms import Problem, Written, WrittenInstance, Wri
 from pbd_ray.data.annotations import Annotations, Video
 from pbd_ray.data.examine import Finding, check_seconds
 from pbd_ray.data.json_file import AnnotationError
-from pbd_ray.data.subsets import TEST, TRAINING
+from pbd_ray.data.subsets import SELECTION, TEST, TRAINING
 from pbd_ray.data.video import VideoError
 
 ROUNDING_SECONDS = 0.1
@@ -87,11 +87,8 @@ def check_data(written: Written, findings: Iterable[Finding], path: str) -> Chec
         usable.append(finding)
     classes = tuple(sorted({instance.label for instances in kept.values() for instance in instances}))
     videos = tuple(_video(finding, kept[finding.video.id], classes) for finding in usable)
-    for name in (TRAINING, TEST):
-        if not any(video.subset == name and len(video.labels) for video in videos):
-            first = f"; the first of {len(problems)} problems: {problems[0].line}" if problems else ""
-            raise AnnotationError(f"{path}: no usable instance in subset {name}{first}")
     annotations = Annotations(classes, videos)
+    _require_parts(annotations, problems, path)
     problems += _class_problems(annotations, path)
     return Checked(annotations, tuple(problems), int(np.median(short_sides)))
 
@@ -168,6 +165,18 @@ def _kept(video: WrittenVideo, seconds: float, problems: list[Problem]) -> Itera
             seen.add((label, start, end))
             ends[label] = max(last, ends.get(label, 0.0))
             yield WrittenInstance(instance.node, label, first, last)
+
+
+def _require_parts(annotations: Annotations, problems: Sequence[Problem], path: str) -> None:
+    videos = Counter(video.subset for video in annotations.videos if len(video.labels))
+    first = f"; the first of {len(problems)} problems: {problems[0].line}" if problems else ""
+    for name in (TRAINING, TEST):
+        if not videos[name]:
+            raise AnnotationError(f"{path}: no usable instance in subset {name}{first}")
+    if videos[TRAINING] + videos[SELECTION] < 2:
+        raise AnnotationError(
+            f"{path}: one usable video beside the test videos, none is left to choose by{first}"
+        )
 
 
 def _class_problems(annotations: Annotations, path: str) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib.figure import Figure
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from pbd_ray.data.statistics import Distribution, Statistics
@@ -19,7 +20,7 @@ from pbd_ray.report.names import names_as_written
 from pbd_ray.report.plain import plain_text
 
 MOST_CLASSES = 40
-"""Bars of classes that the picture has room for, the most frequent ones."""
+"""Classes that the table and the picture have room for, the most frequent ones."""
 _WIDTH = 110
 
 
@@ -39,20 +40,23 @@ def statistics_text(statistics: Statistics) -> str:
     ):
         values = (one.smallest, one.fifth, one.median, one.ninety_fifth, one.largest)
         lengths.add_row(name, *(f"{value:.3g}" for value in values))
+    shown = _most_frequent(statistics)
     classes = _table("class", *statistics.parts)
-    for label, counts in statistics.instances.items():
-        classes.add_row(label, *map(str, counts.values()))
+    for label, counts in shown.items():
+        classes.add_row(escape(label), *map(str, counts.values()))
+    if len(shown) < len(statistics.instances):
+        classes.add_row(f"and {len(statistics.instances) - len(shown)} more classes")
     return "\n\n".join(plain_text(table, _WIDTH) for table in (parts, lengths, classes))
 
 
 def draw_statistics(statistics: Statistics) -> bytes:
     """Instances of every class by subset; lengths of instances and videos, instances a video; PNG."""
-    shown = sorted(statistics.instances.items(), key=lambda item: -sum(item[1].values()))[:MOST_CLASSES]
+    shown = _most_frequent(statistics)
     stream = io.BytesIO()
     with names_as_written():
         figure = Figure(figsize=(11, max(6.5, 1.5 + 0.22 * len(shown))), layout="constrained")
         grid = figure.add_gridspec(3, 2)
-        _draw_classes(figure.add_subplot(grid[:, 0]), dict(shown), len(statistics.instances))
+        _draw_classes(figure.add_subplot(grid[:, 0]), shown, len(statistics.instances))
         for row, (one, xlabel, ylabel) in enumerate(
             (
                 (statistics.instance_seconds, "length of an instance, s", "instances"),
@@ -63,6 +67,11 @@ def draw_statistics(statistics: Statistics) -> bytes:
             _draw_distribution(figure.add_subplot(grid[row, 1]), one, xlabel, ylabel)
         figure.savefig(stream, format="png", dpi=100)
     return stream.getvalue()
+
+
+def _most_frequent(statistics: Statistics) -> Mapping[str, Mapping[str, int]]:
+    ordered = sorted(statistics.instances.items(), key=lambda item: -sum(item[1].values()))
+    return dict(ordered[:MOST_CLASSES])
 
 
 def _draw_classes(axes: Any, classes: Mapping[str, Mapping[str, int]], known: int) -> None:

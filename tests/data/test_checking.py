@@ -18,7 +18,7 @@ from pbd_ray.data.video import VideoProbe
 
 HEAD = "video,label,start,end,subset"
 PROBE = VideoProbe(frames=100, fps=10.0, width=64, height=48)
-GOOD = ("a,Run,0,2,train", "a,Sit,3,4,train", "b,Run,1,2,test", "b,Sit,2,4,test")
+GOOD = ("a,Run,0,2,train", "e,Sit,3,4,train", "b,Run,1,2,test", "b,Sit,2,4,test")
 
 
 def check(folder: Path, *rows: str, **reasons: str) -> Checked:
@@ -46,7 +46,7 @@ def segments(checked: Checked) -> list[tuple[str, str, list[float]]]:
     ]
 
 
-KEPT = [("a", "Run", [0, 2]), ("a", "Sit", [3, 4]), ("b", "Run", [1, 2]), ("b", "Sit", [2, 4])]
+KEPT = [("a", "Run", [0, 2]), ("e", "Sit", [3, 4]), ("b", "Run", [1, 2]), ("b", "Sit", [2, 4])]
 
 
 def test_nothing_is_wrong(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_nothing_is_wrong(tmp_path: Path) -> None:
     assert checked.problems == () and segments(checked) == KEPT
     assert checked.short_side_pixels == 48
     assert [(v.subset, v.frames, v.fps, v.duration_seconds) for v in checked.annotations.videos] == [
-        ("training", 100, 10.0, 10.0), ("validation", 100, 10.0, 10.0)
+        *[("training", 100, 10.0, 10.0)] * 2, ("validation", 100, 10.0, 10.0)
     ]  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def check_with(folder: Path, facts: dict[str, float]) -> Checked:
     ("rows", "reasons", "subset", "first"),
     [
         (GOOD, {"b": "b.mp4: a reason"}, "validation", "b.mp4: a reason"),
-        (GOOD, {"a": "a.mp4: a reason"}, "training", "a.mp4: a reason"),
+        (GOOD, {"a": "a.mp4: a reason", "e": "e.mp4: none"}, "training", "a.mp4: a reason"),
         (
             ("a,Run,0,2,train", "b,Run,20,21,test"),
             {},
@@ -164,11 +164,19 @@ def test_nothing_is_left(
 ) -> None:
     with pytest.raises(AnnotationError) as error:
         check(tmp_path, *rows, **reasons)
-    path = tmp_path / "own.csv"
-    line = (
-        f"{path}: no usable instance in subset {subset}; the first of 1 problems: {first.format(path=path)}"
-    )
-    assert str(error.value).startswith(line)
+    path, count = tmp_path / "own.csv", max(1, len(reasons))
+    line = f"{path}: no usable instance in subset {subset}; the first of {count} problems: "
+    assert str(error.value).startswith(line + first.format(path=path))
+
+
+def test_none_is_left_to_choose_by(tmp_path: Path) -> None:
+    """One training video cannot both train and choose; with a third subset it need not."""
+    rows = ("a,Run,0,2,train", "b,Run,1,2,test")
+    with pytest.raises(
+        AnnotationError, match="one usable video beside the test videos, none is left to choose"
+    ):
+        check(tmp_path, *rows)
+    assert check(tmp_path, *rows, "c,Run,1,2,val").annotations.subset("selection").videos
 
 
 def test_the_index_is_read_as_it_was_checked(tmp_path: Path) -> None:

@@ -23,12 +23,19 @@ def given(*classes: str) -> Statistics:
 
 
 def test_the_table() -> None:
-    rows = [line.split() for line in statistics_text(given("Run", "Sit")).splitlines()]
+    rows = [line.split() for line in statistics_text(given("Run", "[Sit]")).splitlines()]
     assert ["training", "1", "3", "0.28", "0%"] in rows
     assert ["validation", "1", "0", "0.14", "0%"] in rows
     assert ["video,", "s", "500", "525", "750", "975", "1e+03"] in rows
     assert ["instances", "a", "video", "3", "3", "3", "3", "3"] in rows
-    assert rows[-2:] == [["Run", "1", "0"], ["Sit", "2", "0"]]
+    assert rows[-2:] == [["[Sit]", "2", "0"], ["Run", "1", "0"]]
+
+
+def test_many_classes() -> None:
+    """The most frequent ones, and how many there are beside them."""
+    text = statistics_text(given(*(f"c{number}" for number in range(43))))
+    assert "and 3 more classes" in text
+    assert [word in text for word in ("c42 ", "c3 ", "c2 ")] == [True, True, False]
 
 
 def test_the_picture() -> None:
