@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -18,7 +17,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -173,38 +171,6 @@ def relay(s3_endpoint: str) -> Iterator[Callable[[Callable[[int], bytes | None]]
             return server
 
         yield start
-
-
-_STATUS_BYTES = """
-import json, sys
-
-def status_bytes(field):
-    # Not getrusage: its maximum may be that of the process that started this one.
-    line = next(line for line in open("/proc/self/status") if line.startswith(field + ":"))
-    return int(line.split()[1]) * 1024
-"""
-
-
-@pytest.fixture(scope="session")
-def measured_memory() -> Callable[..., Any]:
-    """measured_memory(script, *arguments) -> what a process of that script prints last, as JSON; in it
-    `status_bytes("VmRSS")` is the memory now and `status_bytes("VmHWM")` the peak."""
-    if not Path("/proc/self/status").exists():
-        pytest.skip("peak memory is read from /proc")
-    # One arena, and large blocks that go back to the system at once: what is free does not count as used.
-    fixed = {
-        "OMP_NUM_THREADS": "1",
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_THRESHOLD_": "1000000",
-        "MALLOC_TRIM_THRESHOLD_": "1000000",
-    }
-
-    def run(script: str, *arguments: str) -> Any:
-        command = [sys.executable, "-c", _STATUS_BYTES + script, *arguments]
-        ended = subprocess.run(command, env=os.environ | fixed, stdout=subprocess.PIPE, text=True, check=True)
-        return json.loads(ended.stdout.splitlines()[-1])
-
-    return run
 
 
 ROOT = Path(__file__).parents[1]

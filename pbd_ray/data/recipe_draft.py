@@ -87,9 +87,8 @@ def draft_recipe(
 #   python jobs/train_teacher.py THIS_FILE --output TEACHER
 #   python jobs/compress.py THIS_FILE teacher.source=TEACHER run_dir=RUN
 #
-# Without teacher.source jobs/compress.py fits one in the run. Start it from pretrained weights if you can
-# (teacher.start=pretrained pretrained_weights=FILE): a transformer that starts at random needs many hours of
-# video to learn anything.
+# Without teacher.source jobs/compress.py fits one in the run. Start a VideoMAE-S from pretrained weights
+# (teacher.start=pretrained pretrained_weights=FILE): from random ones it needs many hours of video.
 
 experiment:
   name: {json.dumps(name)}
