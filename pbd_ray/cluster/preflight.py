@@ -53,7 +53,7 @@ def _examined(
     recipe: Recipe, split: Split, source: VideoSource, stored: Quarantine | None
 ) -> tuple[Split, Quarantine]:
     videos = split.everything().videos
-    found = {finding.video.id: finding for finding in _findings(recipe, videos, source)}
+    found = {finding.video.id: finding for finding in findings(recipe, videos, source)}
     # Tasks end in any order; lines and errors speak of the videos in theirs.
     problems = {video.id: problem for video in videos if (problem := found[video.id].problem) is not None}
     if stored is None:
@@ -78,12 +78,17 @@ def _require_the_rest(problems: dict[str, str], stored: Quarantine) -> None:
         raise VideoError(f"{fresh[0]}{more}; the run began with this video and cannot go on without it")
 
 
-def _findings(recipe: Recipe, videos: Sequence[Video], source: VideoSource) -> Iterator[Finding]:
+def findings(recipe: Recipe, videos: Sequence[Video], source: VideoSource) -> Iterator[Finding]:
+    """Look at every video, where `execution.backend` says, as they come; a line now and then says how far.
+
+    Raises:
+        UserError: a file lies outside of the data root.
+    """
     looking = Status("looking at videos", recipe.execution.progress_seconds)
     local = recipe.execution.backend == "local"
-    findings = _here(recipe, videos, source.data_root) if local else _in_tasks(recipe, videos)
+    coming = _here(recipe, videos, source.data_root) if local else _in_tasks(recipe, videos)
     problems = 0
-    for done, finding in enumerate(findings, 1):
+    for done, finding in enumerate(coming, 1):
         problems += finding.problem is not None
         share = f"{done} of {len(videos)}"
         looking(done / len(videos), share, f"{problems} cannot be used" if problems else "")

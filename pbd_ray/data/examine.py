@@ -16,6 +16,8 @@ class Finding:
     """With frames, frame rate and length of its file, where its annotation has none."""
     problem: str | None
     """Why it cannot be used, one line that names the file."""
+    probe: VideoProbe | None = None
+    """What the file says of itself, where it can be used."""
 
 
 def examine(video: Video, data_root: str) -> Finding:
@@ -29,16 +31,20 @@ def examine(video: Video, data_root: str) -> Finding:
         probe = examine_video(path)
         if not video.frames:
             if video.duration_seconds:
-                _check_seconds(path, probe, video.duration_seconds)
-            return Finding(with_probe(video, probe), None)
+                check_seconds(path, probe, video.duration_seconds)
+            return Finding(with_probe(video, probe), None, probe)
         check_frames(path, probe.frames, video.frames)
     except (NoVideoFile, VideoError) as error:
         return Finding(video, str(error))
-    return Finding(video, None)
+    return Finding(video, None, probe)
 
 
-def _check_seconds(path: str, probe: VideoProbe, annotated_seconds: float) -> None:
-    """Refuse a file of another length than the annotated one, where no frames are annotated."""
+def check_seconds(path: str, probe: VideoProbe, annotated_seconds: float) -> None:
+    """Refuse a file that is not as long as the annotated one.
+
+    Raises:
+        VideoError: the lengths differ by more frames than `slack`.
+    """
     if abs(annotated_seconds * probe.fps - probe.frames) > slack(probe.frames):
         seconds = probe.frames / probe.fps
         raise VideoError(f"{path}: the file lasts {seconds:g} s, its annotation says {annotated_seconds:g} s")

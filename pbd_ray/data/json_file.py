@@ -28,8 +28,21 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
+def read_text(path: str | Path) -> str:
+    """A UTF-8 file, with or without byte order mark.
+
+    Raises:
+        AnnotationError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise AnnotationError(f"{path}: cannot be read: {reason}") from None
+
+
 class JsonNode:
-    """A JSON value that knows where it stands, so that every error names file, field and value."""
+    """A value of a JSON or other text file that knows where it stands: errors name file, field and value."""
 
     __slots__ = ("key", "parent", "value")
 
@@ -45,11 +58,7 @@ class JsonNode:
                 raise AnnotationError(f"{path}: key {shown(key)} stands twice in one object")
             return members
 
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise AnnotationError(f"{path}: cannot be read: {reason}") from None
+        text = read_text(path)
         try:
             return JsonNode(json.loads(text, object_pairs_hook=distinct), str(path))
         except AnnotationError:
@@ -57,12 +66,16 @@ class JsonNode:
         except (ValueError, RecursionError) as error:
             raise AnnotationError(f"{path}: not JSON: {one_line(error)}") from None
 
-    def error(self, problem: str) -> AnnotationError:
+    @property
+    def where(self) -> str:
+        """File and field."""
         node, field = self, ""
         while node.parent is not None:
             node, field = node.parent, node.key + field
-        where = f"{node.key}: {field.removeprefix('.')}" if field else node.key
-        return AnnotationError(f"{where}: {problem}, got {shown(self.value)}")
+        return f"{node.key}: {field.removeprefix('.')}" if field else node.key
+
+    def error(self, problem: str) -> AnnotationError:
+        return AnnotationError(f"{self.where}: {problem}, got {shown(self.value)}")
 
     def items(self) -> Iterator[tuple[str, JsonNode]]:
         if not isinstance(self.value, dict):

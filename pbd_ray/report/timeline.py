@@ -6,7 +6,6 @@ Everything that decides what is drawn where is `timeline_info`, in seconds and r
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from pbd_ray.config import one_line
+from pbd_ray.report.names import names_as_written
 
 BEST, BEST_SHARE = 20, 0.25
 """Where no least score is asked for, so many detections of a model are drawn, of at least that share of its
@@ -198,9 +198,7 @@ def draw_timeline(
     lanes_inches = rows * _ROW_INCHES
     height = _HEAD_INCHES + strip.height_inches + lanes_inches + _FOOT_INCHES
     width = _LEFT_INCHES + _AXES_INCHES + _RIGHT_INCHES
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9.0}), warnings.catch_warnings():
-        # A name in a script that matplotlib's own font lacks is drawn as boxes.
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing", UserWarning)
+    with matplotlib.rc_context({"font.size": 9.0}), names_as_written():
         figure = Figure(figsize=(width, height), dpi=_DPI)
 
         def axes(bottom_inches: float, height_inches: float) -> Any:
