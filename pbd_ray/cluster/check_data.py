@@ -10,13 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from pbd_ray.cluster.backend import backend
 from pbd_ray.cluster.monitoring import say
 from pbd_ray.cluster.preflight import findings
 from pbd_ray.config import ConfigError, DataConfig, Execution, Experiment, Recipe
 from pbd_ray.data.annotation_forms import Problem, read_written
+from pbd_ray.data.annotations import Annotations, split
 from pbd_ray.data.checking import annotations_to_json, check_data, unchecked_videos
 from pbd_ray.data.grid_choice import choose_grid
+from pbd_ray.data.json_file import AnnotationError
 from pbd_ray.data.recipe_draft import SMALL, VIDEOMAE_S, draft_recipe
 from pbd_ray.data.source import VideoSource
 from pbd_ray.data.statistics import statistics_of
@@ -50,6 +54,9 @@ def run_check(
         UserError: the data cannot be used at all; nothing is written then.
     """
     check_output(output)
+    index = output.absolute() / "annotations.json"
+    if index.exists() and Path(annotations).exists() and index.samefile(annotations):
+        raise ConfigError(f"--output {output}: its annotations.json is what is to be checked: name another")
     if not Path(root).is_dir():
         raise ConfigError(f"--videos {root}: not a folder")
     written = read_written(annotations)
@@ -69,9 +76,9 @@ def run_check(
     statistics = statistics_of(checked.annotations)
     training, backbone = checked.annotations.subset(TRAINING), SMALL if small else VIDEOMAE_S
     choice = choose_grid(training, checked.short_side_pixels, backbone.largest_pixels)
-    index = output.absolute() / "annotations.json"
     name = output.absolute().name or "own_data"
     draft = draft_recipe(checked.annotations, choice, backbone, name, data_root, str(index))
+    _require_instances(checked.annotations, Recipe.model_validate(yaml.safe_load(draft)), annotations)
     contents = {
         index.name: _json(annotations_to_json(checked.annotations)),
         "recipe.yaml": draft.encode(),
@@ -79,10 +86,26 @@ def run_check(
         "statistics.png": draw_statistics(statistics),
         "problems.txt": "".join(f"{problem.line}\n" for problem in problems).encode(),
     }
+    if (output / "recipe.yaml").exists():
+        del contents["recipe.yaml"]
+        say(f"{output}/recipe.yaml stays as it is: delete it for a new draft")
     write_files(output, contents)
     print(f"\n{statistics_text(statistics)}\n")
     _print_problems(problems, output)
     say(f"{output}: {', '.join(contents)}")
+
+
+def _require_instances(annotations: Annotations, recipe: Recipe, path: str) -> None:
+    """mAP of a part without an instance is undefined: better said now than after the first epochs.
+
+    Raises:
+        AnnotationError: the recipe's draw, or the user's own subset, leaves a part without any.
+    """
+    data = recipe.experiment.data
+    for name, part in split(annotations, data, recipe.experiment.seed).parts.items():
+        if not any(len(video.labels) for video in part.videos):
+            drawn = "" if data.selection_subset else ", as they are drawn: name a third subset 'selection'"
+            raise AnnotationError(f"{path}: no instance in the {len(part.videos)} {name} videos{drawn}")
 
 
 def _looking(data_root: str, where: Literal["local", "ray"]) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from pbd_ray.cluster.inputs import check_bundle
 from pbd_ray.cluster.monitoring import say
 from pbd_ray.cluster.preflight import usable_videos
 from pbd_ray.compression.blocks import from_detector, to_detector, without_gaps
-from pbd_ray.config import ConfigError, Recipe, RunError, changed
+from pbd_ray.config import ConfigError, Recipe, RunError, changed, one_line
 from pbd_ray.data.annotations import Split
 from pbd_ray.data.source import load_split
 from pbd_ray.detector.bundle import Bundle, load_bundle
@@ -53,9 +54,10 @@ def run_export(directory: str, names: str, output: Path, recipe: Recipe | None) 
     digest = weights_hash(model.weights)
     test_map = known_test_map(Path(directory), bundle)
     cost = cost_report(bundle.detector)
-    card = CardFacts(bundle.config, bundle.classes, bundle.kept_blocks, cost, test_map, digest)
+    origin = _origin(bundle, digest)
+    card = CardFacts(bundle.config, bundle.classes, origin.depth, origin.kept_blocks, cost, test_map, digest)
     compare = _comparison(bundle, directory, recipe)
-    plain = _without_gaps(bundle, digest)
+    plain = _without_gaps(bundle, origin)
     try:
         with ExitStack() as stack:
             folders = [stack.enter_context(whole_folder(output / format.name)) for format in formats]
@@ -65,7 +67,7 @@ def run_export(directory: str, names: str, output: Path, recipe: Recipe | None) 
             say("comparing what was written with the bundle")
             exports = [format.read(folder, plain) for format, folder in zip(formats, folders, strict=True)]
             certificates = [
-                Certificate(format, digest, bundle.kept_blocks, parity)
+                Certificate(format, digest, origin.kept_blocks, parity)
                 for format, parity in zip(formats, compare(exports), strict=True)
             ]
             print(certificates_text(certificates), flush=True)
@@ -76,8 +78,10 @@ def run_export(directory: str, names: str, output: Path, recipe: Recipe | None) 
                 (folder / "README.md").write_text(model_card(certificate.format.name, card), encoding="utf-8")
                 text = json.dumps(certificate.to_json(folder), indent=2, allow_nan=False)
                 (folder / CERTIFICATE).write_text(f"{text}\n", encoding="utf-8")
+    except BrokenPipeError:  # nobody reads the table any more
+        raise
     except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be written: {error.strerror}") from None
+        raise ConfigError(f"--output {output}: cannot be written: {one_line(error)}") from None
     for format in formats:
         say(f"{output / format.name}")
 
@@ -89,24 +93,36 @@ def _formats(names: str) -> list[Format]:
     return [FORMATS[name] for name in dict.fromkeys(names.split(","))]
 
 
-def _without_gaps(bundle: Bundle, digest: str) -> Bundle:
+@dataclass(frozen=True)
+class _Origin:
+    """The bundle of a run that an export goes back to, which may be an export itself."""
+
+    weights: str
+    depth: int
+    kept_blocks: tuple[int, ...]
+
+
+def _origin(bundle: Bundle, digest: str) -> _Origin:
+    match bundle.facts.get("exported_from"):
+        case {"weights": str(weights), "depth": int(depth), "kept_blocks": [*kept]} if len(kept) == len(
+            bundle.kept_blocks
+        ):
+            return _Origin(weights, depth, tuple(kept))
+    return _Origin(digest, bundle.config.backbone.depth, bundle.kept_blocks)
+
+
+def _without_gaps(bundle: Bundle, origin: _Origin) -> Bundle:
     model, config = without_gaps(from_detector(bundle.detector), bundle.config)
-    origin = {
-        "weights": digest,
-        "depth": bundle.config.backbone.depth,
-        "kept_blocks": list(bundle.kept_blocks),
-    }
     detector = to_detector(model, config, len(bundle.classes))
-    return Bundle(
-        detector, config, bundle.classes, model.kept_blocks, {**bundle.facts, "exported_from": origin}
-    )
+    facts = {**bundle.facts, "exported_from": {**asdict(origin), "kept_blocks": list(origin.kept_blocks)}}
+    return Bundle(detector, config, bundle.classes, model.kept_blocks, facts)
 
 
 def _comparison(bundle: Bundle, directory: str, recipe: Recipe | None) -> Compare:
     """How exports are compared with the bundle; what is wrong with the recipe shows here, before any work."""
     if recipe is None:
         return lambda exports: compare_on_random_pixels(bundle.detector, exports, bundle.config.grid)
-    recipe = changed(recipe, {"execution.backend": "local"})  # ONNX Runtime and the files are here
+    recipe = changed(recipe, {"execution.backend": "local", "execution.loggers": ()})  # the files are here
     torch.set_num_threads(recipe.execution.threads_per_worker)
     whole = load_split(recipe, say)
     nothing = whole.fit.select(())

@@ -135,7 +135,7 @@ def _json_video(id_: str, entry: JsonNode) -> WrittenVideo:
     return WrittenVideo(
         entry,
         id_,
-        None if file is None else file.text(),
+        _id_and_file(id_)[1] if file is None else file.text(),
         None if subset is None else subset.text(),
         0.0 if duration is None else duration.positive(),
         0 if frames is None else int(frames.positive()),

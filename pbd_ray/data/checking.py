@@ -30,25 +30,34 @@ class Checked:
     """Videos by subset and id, with the frames and the length of their files; instances by time."""
     problems: tuple[Problem, ...]
     short_side_pixels: int
-    """Of the median video."""
+    """Of the median training video."""
 
 
 def unchecked_videos(written: Written, subsets: Mapping[str, str], files: Sequence[str]) -> tuple[Video, ...]:
     """The videos that have a subset, each with its file, for a look at the files.
 
     Args:
-        files: all video files, relative to the data root. A file is known by its path, or by its name without
-            suffix where no other one is called so, with or without ActivityNet's `v_`.
+        files: all video files, relative to the data root. A file is known by its path, with or without
+            suffix; where a name without folder is written, by its name in whatever folder, if no other one is
+            called so, with or without ActivityNet's `v_`.
     """
-    known, by_stem = set(files), defaultdict(list)
+    known, by_path, by_stem = set(files), defaultdict(list), defaultdict(list)
     for file in files:
-        by_stem[PurePosixPath(file).stem].append(file)
+        path = PurePosixPath(file)
+        by_path[path.with_suffix("").as_posix()].append(file)
+        by_stem[path.stem].append(file)
 
     def located(video: WrittenVideo) -> str:
         name = video.file or f"{video.id}.mp4"
-        stem = PurePosixPath(name).stem
-        called = by_stem[stem] or by_stem[f"v_{stem}"]
-        return called[0] if len(called) == 1 and name not in known else name
+        if PurePosixPath(name).is_absolute():  # of the place where it was annotated
+            name = PurePosixPath(name).name
+        if name in known:
+            return name
+        path = PurePosixPath(name).with_suffix("")
+        called = by_path[path.as_posix()]
+        if not called and path.name == path.as_posix():
+            called = by_stem[path.name] or by_stem[f"v_{path.name}"]
+        return called[0] if len(called) == 1 else name
 
     nothing = np.zeros((0, 2)), np.zeros(0, np.int32)
     return tuple(
@@ -82,7 +91,8 @@ def check_data(written: Written, findings: Iterable[Finding], path: str) -> Chec
             problems.append(Problem("video cannot be used", reason))
             continue
         assert finding.probe is not None
-        short_sides.append(min(finding.probe.width, finding.probe.height))
+        if finding.video.subset == TRAINING:
+            short_sides.append(min(finding.probe.width, finding.probe.height))
         kept[video.id] = list(_kept(video, finding.probe.frames / finding.probe.fps, problems))
         usable.append(finding)
     classes = tuple(sorted({instance.label for instances in kept.values() for instance in instances}))
@@ -170,9 +180,9 @@ def _kept(video: WrittenVideo, seconds: float, problems: list[Problem]) -> Itera
 def _require_parts(annotations: Annotations, problems: Sequence[Problem], path: str) -> None:
     videos = Counter(video.subset for video in annotations.videos if len(video.labels))
     first = f"; the first of {len(problems)} problems: {problems[0].line}" if problems else ""
-    for name in (TRAINING, TEST):
+    for name, purpose in ((TRAINING, "train on"), (TEST, "test on")):
         if not videos[name]:
-            raise AnnotationError(f"{path}: no usable instance in subset {name}{first}")
+            raise AnnotationError(f"{path}: no usable instance to {purpose}{first}")
     if videos[TRAINING] + videos[SELECTION] < 2:
         raise AnnotationError(
             f"{path}: one usable video beside the test videos, none is left to choose by{first}"

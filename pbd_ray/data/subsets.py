@@ -43,7 +43,7 @@ def assign_subsets(written: Written, path: str, test_names: Sequence[str] = ()) 
         if test_names:
             raise AnnotationError(f"{path}: no video has a subset, --test-subset is {' '.join(test_names)}")
         note = f"no subsets are written: a hash of its id puts {TEST_SHARE:.0%} of the videos into {TEST}"
-        return Assigned({video.id: hashed_subset(video.id) for video in written.videos}, (note,), ())
+        return Assigned(_drawn(written.videos), (note,), ())
     roles = _roles(written.videos, path, test_names)
     subsets, problems = {}, []
     for video in written.videos:
@@ -60,8 +60,21 @@ def assign_subsets(written: Written, path: str, test_names: Sequence[str] = ()) 
 
 def hashed_subset(id_: str) -> str:
     """TRAINING or TEST, by the id alone: a video that comes later moves no other one."""
-    draw = int.from_bytes(hashlib.sha256(id_.encode()).digest()[:8], "big") / 2**64
-    return TEST if draw < TEST_SHARE else TRAINING
+    return TEST if _draw(id_) < TEST_SHARE else TRAINING
+
+
+def _drawn(videos: Sequence[WrittenVideo]) -> dict[str, str]:
+    """`hashed_subset` of all; of few videos, where it leaves one side without an instance, the nearest one
+    goes there."""
+    subsets = {video.id: hashed_subset(video.id) for video in videos}
+    ranked = sorted((video.id for video in videos if video.instances), key=_draw)
+    if len(ranked) > 1:
+        subsets[ranked[0]], subsets[ranked[-1]] = TEST, TRAINING
+    return subsets
+
+
+def _draw(id_: str) -> float:
+    return int.from_bytes(hashlib.sha256(id_.encode()).digest()[:8], "big") / 2**64
 
 
 def _roles(videos: Sequence[WrittenVideo], path: str, test_names: Sequence[str]) -> dict[str, str]:

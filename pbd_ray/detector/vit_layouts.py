@@ -111,7 +111,12 @@ HUGGING_FACE_VIDEOMAE = Layout(
         ("mask_token", _DECODER),
     ),
 )
-"""transformers `VideoMAEModel`; the hub's files, older, say `q_bias` and `v_bias`."""
+"""transformers `VideoMAEModel`, release 5."""
+
+OLDER_HUGGING_FACE_VIDEOMAE = replace(
+    HUGGING_FACE_VIDEOMAE, attention_biases=("attention.attention.q_bias", "attention.attention.v_bias")
+)
+"""The same in release 4, as the hub's files are; release 5 reads both."""
 
 DINOV2 = Layout(
     name="transformers DINOv2",
@@ -180,9 +185,8 @@ def _named(patches: str, kernel: Tensor, names: list[str]) -> Layout:
         # without a tensor that shows it: their keys stay unknown.
         return VIDEOMAE_RELEASE if kernel.ndim == 5 else TIMM
     if _any_ends(names, (".layernorm_before.weight",)):
-        older = ("attention.attention.q_bias", "attention.attention.v_bias")
-        layout = HUGGING_FACE_VIDEOMAE
-        return replace(layout, attention_biases=older) if _any_ends(names, older) else layout
+        older = OLDER_HUGGING_FACE_VIDEOMAE
+        return older if _any_ends(names, older.attention_biases) else HUGGING_FACE_VIDEOMAE
     return _OLD_DINOV2 if _any_ends(names, (f"{_OLD_DINOV2.attention[0]}.weight",)) else DINOV2
 
 

@@ -15,8 +15,9 @@ class CardFacts:
     """What a card says of a detector."""
 
     config: DetectorConfig
-    """With the depth before any block was dropped."""
     classes: Sequence[str]
+    depth: int
+    """Before any block was dropped."""
     kept_blocks: Sequence[int]
     """Original indices."""
     cost: CostReport
@@ -32,7 +33,7 @@ def model_card(format: str, facts: CardFacts) -> str:
 
 
 def _what(facts: CardFacts) -> str:
-    depth, kept = facts.config.backbone.depth, facts.kept_blocks
+    depth, kept = facts.depth, facts.kept_blocks
     dropped = [block for block in range(depth) if block not in kept]
     gone = f"dropped: {', '.join(map(str, dropped))} (numbered from 0)" if dropped else "none dropped"
     head = facts.config.head
@@ -46,9 +47,9 @@ def _what(facts: CardFacts) -> str:
         "| | |",
         "|---|---|",
         f"| classes, in label order | {', '.join(_cell(name) for name in facts.classes)} |",
-        f"| parameters | {facts.cost.parameters.total:,} |",
-        f"| multiply-accumulates of a window | {facts.cost.macs.total:,} |",
-        f"| test mAP | {_map(facts.test_map)} |",
+        f"| parameters of the whole detector | {facts.cost.parameters.total:,} |",
+        f"| multiply-accumulates of a window, whole detector | {facts.cost.macs.total:,} |",
+        f"| test mAP, whole detector | {_map(facts.test_map)} |",
         f"| weights of the bundle (SHA-256) | `{facts.weights}` |",
         "",
     ]

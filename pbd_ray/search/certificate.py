@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Certificate:
 
 def versions(packages: Sequence[str]) -> Mapping[str, str]:
     """Version of each package, and ours."""
-    return {"pbd_ray": pbd_ray.__version__, **{name: metadata.version(name) for name in packages}}
+    return {"pbd_ray": pbd_ray.__version__, **{name: import_module(name).__version__ for name in packages}}
 
 
 def certificates_text(certificates: Sequence[Certificate]) -> str:

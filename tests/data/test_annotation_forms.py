@@ -78,6 +78,12 @@ def test_what_json_knows_more(tmp_path: Path) -> None:
     assert (video.id, video.file, video.frames, video.duration_seconds) == ("a", "x/a.mkv", 240, 8.0)
 
 
+def test_json_videos_called_by_their_files(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(json.dumps({"database": {"x/a.MOV": {"annotations": []}}}))
+    (video,) = read_written(tmp_path / "own.json").videos
+    assert (video.id, video.file) == ("x/a.MOV", "x/a.MOV")
+
+
 def test_videos_called_by_their_files(tmp_path: Path) -> None:
     """A suffix names a file; a row without an instance is a video without instances."""
     (tmp_path / "own.csv").write_text("video,label,start,end\nx/a.MOV,Run,0,1\nx/b.1,,,\n")

@@ -165,7 +165,8 @@ def test_nothing_is_left(
     with pytest.raises(AnnotationError) as error:
         check(tmp_path, *rows, **reasons)
     path, count = tmp_path / "own.csv", max(1, len(reasons))
-    line = f"{path}: no usable instance in subset {subset}; the first of {count} problems: "
+    purpose = {"training": "train on", "validation": "test on"}[subset]
+    line = f"{path}: no usable instance to {purpose}; the first of {count} problems: "
     assert str(error.value).startswith(line + first.format(path=path))
 
 
@@ -197,6 +198,8 @@ def test_the_index_is_read_as_it_was_checked(tmp_path: Path) -> None:
         ("a", ["x/a.mp4", "y/a.mp4"], "a.mp4"),  # which one cannot be told
         ("a", ["a.mp4", "y/a.mp4"], "a.mp4"),
         ("x/a", ["x/a.mp4", "y/a.mp4"], "x/a.mp4"),
+        ("x/a", ["x/a.mov", "y/a.mov"], "x/a.mov"),
+        ("x/a", ["y/a.mp4"], "x/a.mp4"),  # another one, which may be another video's
         ("a.b", ["z/a.b.mp4"], "z/a.b.mp4"),
     ],
 )

@@ -68,6 +68,14 @@ def test_without_subsets_a_hash_draws(tmp_path: Path) -> None:
     assert assigned.subsets == {id_: hashed_subset(id_) for id_ in assigned.subsets}
 
 
+@pytest.mark.parametrize("count", range(2, 6))
+def test_a_draw_of_few_leaves_neither_side_empty(count: int, tmp_path: Path) -> None:
+    assigned = assign_subsets(written(tmp_path, " ".join("-" * count)), "own.csv")
+    assert set(assigned.subsets.values()) == {"training", "validation"}
+    moved = [id_ for id_, subset in assigned.subsets.items() if subset != hashed_subset(id_)]
+    assert len(moved) <= 1
+
+
 @pytest.mark.parametrize(
     ("subsets", "named", "line"),
     [

@@ -113,6 +113,25 @@ def test_the_recipe_runs(own: Path, tmp_path: Path, run_job: RunJob) -> None:
     assert (tmp_path / "teacher" / "model.safetensors").is_file()
 
 
+def test_nothing_of_the_user_is_replaced(own: Path, tmp_path: Path, run_job: RunJob) -> None:
+    """An edited recipe stays where the job runs again; annotations in the output folder are refused."""
+    table, output = tmp_path / "own.csv", tmp_path / "out"
+    table.write_text(ROWS)
+    given = ["--videos", str(own), "--annotations", str(table), "--output", str(output), "--small"]
+    assert run_job("check_data.py", *given).status == 0
+    (output / "recipe.yaml").write_text("mine")
+    outcome = run_job("check_data.py", *given)
+    assert outcome.status == 0, outcome.err
+    assert (output / "recipe.yaml").read_text() == "mine"
+    assert f"{output}/recipe.yaml stays as it is" in outcome.out
+    index = (output / "annotations.json").read_bytes()
+    given[3] = str(output / "annotations.json")
+    outcome = run_job("check_data.py", *given)
+    assert outcome.status == 2
+    assert f"--output {output}: its annotations.json is what is to be checked" in outcome.err
+    assert (output / "annotations.json").read_bytes() == index
+
+
 @pytest.mark.parametrize(
     ("arguments", "rows", "line"),
     [
@@ -130,7 +149,12 @@ def test_the_recipe_runs(own: Path, tmp_path: Path, run_job: RunJob) -> None:
         (
             [],
             "video,label,start,end,subset\na,Run,0,1,train\nbad,Run,0,1,test\n",
-            "{table}: no usable instance in subset validation; the first of 1 problems: {videos}/bad.mp4: ",
+            "{table}: no usable instance to test on; the first of 1 problems: {videos}/bad.mp4: ",
+        ),
+        (
+            [],
+            "video,label,start,end,subset\na,Run,0,1,train\nb,Run,0,1,train\nc,,,,train\nd,Run,0,1,test\n",
+            "{table}: no instance in the 1 selection videos, as they are drawn: name a third subset",
         ),
     ],
 )

@@ -105,8 +105,8 @@ def test_on_selection_videos(
     run_job: RunJob,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All formats that one detector can have; on the recipe's videos that choose."""
-    recipe = [tiny_recipe, f"cache_dir={video_cache}"]
+    """All formats that one detector can have; on the recipe's videos that choose, whatever logs its runs."""
+    recipe = [tiny_recipe, f"cache_dir={video_cache}", "execution.loggers=[tensorboard]"]
     outcome = export(run_job, bundle, ",".join(FORMATS), tmp_path, *recipe)
     assert outcome.status == 0, outcome.err
     ours = load_bundle(bundle)
@@ -126,6 +126,13 @@ def test_on_selection_videos(
             assert set(difference.values()) == {0.0}
             assert detections["export"] == detections["bundle"]
             assert detections["export_map"] == detections["bundle_map"]
+    again = export(run_job, tmp_path / "safetensors", "safetensors", tmp_path / "again")
+    assert again.status == 0, again.err
+    card, other = (
+        (tmp_path / place / "README.md").read_text() for place in ("safetensors", "again/safetensors")
+    )
+    assert "Blocks: 3 of 4, dropped: 2" in card  # an export of an export knows where it comes from
+    assert other.split("| weights")[0] == card.split("| weights")[0]
     plain = load_bundle(tmp_path / "safetensors")
     again = Detector(plain.config, 4).eval()
     load_opentad(again, tmp_path / "opentad" / "checkpoint.pth")

@@ -15,7 +15,7 @@ from pbd_ray.detector.bundle import Bundle, BundleError
 from pbd_ray.detector.export.format import Forward
 from pbd_ray.detector.points import sinusoid_table
 from pbd_ray.detector.videomae import NORM_EPS, VideoMAE
-from pbd_ray.detector.vit_layouts import HUGGING_FACE_VIDEOMAE
+from pbd_ray.detector.vit_layouts import OLDER_HUGGING_FACE_VIDEOMAE
 from pbd_ray.detector.vit_weights import backbone_tensors, load_backbone
 
 _TABLE_ERROR = 1e-5
@@ -34,7 +34,8 @@ def write_huggingface(bundle: Bundle, folder: Path) -> None:
     _check_positions(backbone)
     text = json.dumps(videomae_config(config), indent=2)
     (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
-    tensors = backbone_tensors(backbone, HUGGING_FACE_VIDEOMAE)
+    # Names that every release reads: of the newer ones release 4 would leave out the biases, with a warning.
+    tensors = backbone_tensors(backbone, OLDER_HUGGING_FACE_VIDEOMAE)
     content = tensors_to_bytes(tensors, metadata={"format": "pt"})  # transformers asks for it
     (folder / "model.safetensors").write_bytes(content)
 

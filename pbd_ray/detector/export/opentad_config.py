@@ -16,6 +16,11 @@ from pbd_ray.detector.videomae import NORM_EPS, PIXEL_MEAN, PIXEL_STD
 _NMS_METHODS = {"hard": 0, "linear": 1, "gaussian": 2}
 _SMALLEST_DROP_PATH = 1e-6
 
+_TIOUS = {
+    "sliding": [0.3, 0.4, 0.5, 0.6, 0.7],
+    "resize": [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95],
+}
+"""THUMOS14's and ActivityNet's thresholds."""
 _WIDTH = 110
 
 _HEADER = '''"""{title}
@@ -52,7 +57,7 @@ def opentad_config(config: DetectorConfig, classes: Sequence[str], title: str) -
         "evaluation": {
             "type": "mAP",
             "subset": _Variable("subset"),
-            "tiou_thresholds": [0.3, 0.4, 0.5, 0.6, 0.7],
+            "tiou_thresholds": _TIOUS[config.grid.kind],
             "ground_truth_filename": _Variable("annotation_path"),
         },
         "work_dir": "exps/pbd_ray",
