@@ -68,6 +68,13 @@ class AlignmentStatus(tune.Callback):
             f" ({result['seconds']:.0f} s, {result['windows_per_second']:.3g} windows/s)"
         )
 
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Of what it did not train now, as it was done before or diverged, nothing is left."""
+        _, rate = trial.config["grid"]
+        skipped = self._until - self._done.get(rate, 0)
+        self._begun[rate] = self._begun.get(rate, 0) + skipped
+        self._done[rate] = self._until
+
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         RETRIES.add(1)
 

@@ -74,7 +74,9 @@ class Spectator(LoggerCallback):
         self._try(lambda: self._logger.log_trial_start(trial))
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-        self._try(lambda: self._logger.log_trial_result(iteration, trial, result))
+        # Tune counts a trial's reports anew in every rung and after every resume; epochs go on.
+        steps = {"timesteps_total": result["epoch"] + 1} if "epoch" in result else {}
+        self._try(lambda: self._logger.log_trial_result(iteration, trial, result | steps))
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
         self._try(lambda: self._logger.log_trial_end(trial, failed))

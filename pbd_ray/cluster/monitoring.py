@@ -89,5 +89,5 @@ class Status:
 def _span(seconds: float) -> str:
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
-            return f"{seconds / length:.2g} {unit}"
+            return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {unit}"
     return f"{seconds:.0f} s"

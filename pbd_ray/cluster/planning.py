@@ -70,17 +70,19 @@ def _plan(recipe: Recipe, storage: Storage, owner: Owner) -> Forecast:
         def fit(short: Recipe, few: Split) -> Alignment:
             return fit_uncompressed(short, few, source, scratch)
 
-        units = measure(
-            recipe,
-            split,
-            teacher,
-            steps,
-            fit if files is None else None,
-            workers=workers,
-            runs_at_once=runs_at_once,
-            report=say,
-        )
-        storage.remove_folder(_SCRATCH)
+        try:
+            units = measure(
+                recipe,
+                split,
+                teacher,
+                steps,
+                fit if files is None else None,
+                workers=workers,
+                runs_at_once=runs_at_once,
+                report=say,
+            )
+        finally:
+            storage.remove_folder(_SCRATCH)
     return forecast(
         recipe,
         workload(recipe, split),

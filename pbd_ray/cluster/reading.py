@@ -13,9 +13,12 @@ def refuse_early(recipe: Recipe) -> None:
     """Refuse at once, before torch and Ray are loaded, what would be refused after that.
 
     Raises:
-        LedgerError: the run directory holds another experiment, or a driver on this machine writes it.
+        LedgerError: the run directory holds another experiment, or a plan that is none, or a driver on this
+            machine writes it.
     """
-    refuse_held(Ledger.refuse_other(recipe.run_dir, recipe).storage)
+    ledger = Ledger.refuse_other(recipe.run_dir, recipe)
+    ledger.plan(recipe)
+    refuse_held(ledger.storage)
 
 
 def print_problems(run_dir: str) -> int:

@@ -27,6 +27,7 @@ from pbd_ray.report.detection_report import Measures, evaluate_detections, publi
 from pbd_ray.report.forecast import outcome_text
 from pbd_ray.report.page import REPORT
 from pbd_ray.report.rounds import depths_info, frontier_table, headline_name, rounds_text
+from pbd_ray.report.search_cost import whole_stages
 from pbd_ray.search.controller import compress
 from pbd_ray.search.evaluation import detections_of, evaluate, headline_interval
 from pbd_ray.search.footprint import compression_footprint, teacher_footprint
@@ -179,12 +180,8 @@ def _publish(recipe: Recipe, ledger: Ledger, summary: Summary) -> None:
     ledger.storage.write_table("frontier.parquet", frontier_table(depths))
     print(rounds_text(depths, headline), flush=True)
     last = standing((summary.teacher, *summary.rounds))[-1]
-    if (plan := ledger.plan()) is not None:
-        taken = {
-            (record.round, stage): float(facts["seconds"])
-            for record in (summary.teacher, *summary.rounds)
-            for stage, facts in record.measured["stages"].items()
-        }
-        say(outcome_text(plan, taken))
+    if (plan := ledger.plan(recipe)) is not None:
+        records = (summary.teacher, *summary.rounds)
+        say(outcome_text(plan, whole_stages({record.round: record.measured for record in records})))
     for name in (REPORT, "summary.json", ledger.round(last.round).bundle):
         say(f"{ledger.storage.uri(name)}")

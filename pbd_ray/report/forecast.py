@@ -19,16 +19,18 @@ _WIDTH = 110
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run works through; windows as inference cuts them, with overlap."""
+    """What a run works through, in windows as inference cuts them, with overlap."""
 
+    fit: int
+    scored: int
+    """Of the fit videos that score."""
     scoring: int
-    """Of all candidates, each round: windows, or videos where the criterion is the training loss."""
+    """What of them is put through all candidates: their windows, or one training window a video where the
+    criterion is the training loss."""
     selection: int
     test: int
     epoch: int
     """Training windows: a video has one."""
-    unseen: int
-    """Windows of fit and selection videos that no scoring sweep decodes before training does."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class UnitSeconds:
     load: float
     """Until a pool that is there has."""
     decode: float
-    """A window that is not in the cache."""
+    """What a window takes more where its frames are not in the cache."""
     window: float
-    """A window through the uncompressed detector."""
+    """A window through the uncompressed detector, its frames in the cache."""
     scoring: float
     """One of `Workload.scoring`, with every block of the uncompressed detector a candidate."""
     trials: float
@@ -90,6 +92,8 @@ class Forecast:
 
     experiment: str
     """`config.experiment_hash`: another experiment's plan says nothing of this one."""
+    resources: str
+    """Of `resources_of`: nor does one for other workers."""
     workload: Workload
     units: UnitSeconds
     stages: tuple[StageForecast, ...]
@@ -170,7 +174,7 @@ def _needs(plan: Forecast, execution: Execution) -> list[str]:
     ]
     if plan.candidates:
         rounds = ", ".join(map(str, plan.candidates))
-        lines.append(f"candidates: {rounds}, each on {work.scoring} windows if no race stops it")
+        lines.append(f"candidates: {rounds}, each on {work.scoring} windows a round if no race stops it")
     if plan.rolled_back:
         lines.append(f"'to' holds {plan.rolled_back} rounds more, if all are rolled back that can be")
     if plan.uncached:
@@ -194,9 +198,12 @@ def outcome_text(plan: Forecast, taken: Mapping[tuple[int, str], float]) -> str:
     """One line: what was planned and what it took.
 
     Args:
-        taken: seconds by (round, stage); stages that only one side knows are left out.
+        taken: seconds by (round, stage), of `search_cost.whole_stages`; stages that only one side knows are
+            left out.
     """
     both = [(one, taken[key]) for one in plan.stages if (key := (one.round, one.stage)) in taken]
+    if not both:
+        return "planned, but no stage went through in one go"
     planned = sum(one.seconds for one, _ in both)
     actual = sum(seconds for _, seconds in both)
     low, high = sum(one.low for one, _ in both), sum(one.high for one, _ in both)
@@ -204,6 +211,12 @@ def outcome_text(plan: Forecast, taken: Mapping[tuple[int, str], float]) -> str:
         f"planned {duration(planned)} [{duration(low)}, {duration(high)}] for these stages, "
         f"they took {duration(actual)} ({actual / planned - 1:+.0%})"
     )
+
+
+def resources_of(execution: Execution) -> str:
+    """The workers that a plan is for."""
+    each = f"{execution.cpus_per_worker:g} CPU, {execution.gpus_per_worker:g} GPU"
+    return f"{execution.device}: {execution.max_workers} x ({each}), train_workers {execution.train_workers}"
 
 
 def device_hours(plan: Forecast, execution: Execution) -> float:

@@ -99,6 +99,20 @@ def _scoring_work(entry: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     return float(most * before["macs"] + forks)
 
 
+def whole_stages(measured: Mapping[int, Mapping[str, Any]]) -> dict[tuple[int, str], float]:
+    """(round, stage) -> seconds, of stages that one driver took from their begin to their end.
+
+    Args:
+        measured: measured.json by round.
+    """
+    return {
+        (round, stage): float(facts["seconds"])
+        for round, found in measured.items()
+        for stage, facts in found.get("stages", {}).items()
+        if not facts["resumed"] and not _went_on(facts, float(facts["seconds"]))
+    }
+
+
 def _went_on(facts: Mapping[str, Any], seconds: float) -> bool:
     """Whether a learning rate trained for longer than the stage took: then some of it was done before."""
     return any(run["seconds"] > seconds for run in facts.get("learning_rates", {}).values())

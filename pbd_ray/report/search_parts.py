@@ -118,7 +118,7 @@ def cost_part(evidence: Evidence) -> Part | None:
             "multiply"
         )
     else:
-        taken = {(stage.round, stage.stage): stage.seconds for stage in stages}
+        taken = {(stage.round, stage.stage): stage.seconds for stage in stages if not stage.resumed}
         expected = f"by the plan that was made before; {outcome_text(plan, taken)}"
     text = (
         "Seconds are wall-clock; * of a stage that was interrupted, its last part. Expected: "

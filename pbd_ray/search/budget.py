@@ -13,8 +13,8 @@ from pbd_ray.search.state import RoundRecord
 def budget_reason(records: Sequence[RoundRecord], execution: Execution, plan: Forecast | None) -> str | None:
     """One sentence on why no further round is begun, or None to go on.
 
-    The next round is expected to take what the last one did: with a block less it takes less. The first is
-    expected to take what it was planned to, nothing without a plan.
+    The next round is expected to take what the last one did, or what was planned for it if that is more; the
+    first, without a plan, nothing.
 
     Args:
         records: all committed rounds, the teacher first.
@@ -23,7 +23,8 @@ def budget_reason(records: Sequence[RoundRecord], execution: Execution, plan: Fo
     if most is None:
         return None
     spent = [device_hours(record, execution) for record in records]
-    following = spent[-1] if len(records) > 1 else _planned(plan, execution, round=1)
+    last = spent[-1] if len(records) > 1 else 0.0
+    following = max(last, _planned(plan, execution, len(records)))
     if sum(spent) + following <= most:
         return None
     kind = "GPU" if execution.device == "cuda" else "CPU"

@@ -71,7 +71,7 @@ def compress(
         report(f"{label(record.round)}: on record, result {record.result[:12]}")
     if not records:
         records.append(_commit(stages, TEACHER_ROUND, original))
-    plan = ledger.plan()
+    plan = ledger.plan(recipe)
     while (reason := _stop_reason(recipe, records, plan)) is None:
         _write_summary(ledger, records, None)
         publish()

@@ -22,15 +22,15 @@ def gather(ledger: Ledger) -> Evidence:
     environment = ledger.environment()
     if not records or summary is None or environment is None:
         raise LedgerError(f"{ledger.storage.location}: not even the teacher is committed yet")
-    split = recorded_split(ledger)
+    split, recipe = recorded_split(ledger), ledger.recipe()
     depths = [_depth(ledger, record, split.test) for record in records[: 1 + len(summary["rounds"])]]
     return Evidence(
         location=ledger.storage.location,
-        recipe=ledger.recipe(),
+        recipe=recipe,
         summary=summary,
         environment=environment,
         test=scored_against(split.test),
-        plan=ledger.plan(),
+        plan=ledger.plan(recipe),
         counts={name: len(part.videos) for name, part in split.parts.items()},
         teacher=depths[0],
         rounds=tuple(depths[1:]),

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pbd_ray.compression.jobs import teacher_config
 from pbd_ray.compression.schedule import rung_ends
 from pbd_ray.config import AlignmentConfig, Recipe, experiment_hash
-from pbd_ray.report.forecast import Forecast, RunSeconds, StageForecast, UnitSeconds, Workload
+from pbd_ray.report.forecast import (
+    Forecast,
+    RunSeconds,
+    StageForecast,
+    UnitSeconds,
+    Workload,
+    resources_of,
+)
 from pbd_ray.report.search_cost import TRAINING_FORWARDS
 from pbd_ray.search.state import Cost
 
@@ -45,6 +52,7 @@ def forecast(
     scored = range(experiment.max_drops) if experiment.scoring.drops is None else ()
     return Forecast(
         experiment=experiment_hash(experiment),
+        resources=resources_of(recipe.execution),
         workload=workload,
         units=units,
         stages=tuple(_Stages(recipe, workload, units, cost, uncached).all()),
@@ -70,17 +78,18 @@ class _Stages:
     units: UnitSeconds
     cost: Cost
     uncached: float
+    decoded: dict[tuple[str, int], int] = field(default_factory=dict)
+    """(part, side in pixels) -> windows whose frames an earlier stage has put into the cache."""
 
     def all(self) -> Iterator[StageForecast]:
         experiment, work, units = self.recipe.experiment, self.work, self.units
         judges = experiment.stopping.judges
         if units.fit is not None:
             yield self._fit(units.fit)
-        cold = units.window + units.decode
-        yield self._pool(0, "evaluation", units.start + work.test * cold)
+        yield self._evaluation(0, "evaluation", "test", work.test, units.start)
         yield self._pool(0, "latency", units.latency)
         if judges:
-            yield self._pool(0, "selection", units.load + work.selection * cold)
+            yield self._evaluation(0, "selection", "selection", work.selection, units.load)
         for round in range(1, experiment.max_drops + 1):
             if experiment.scoring.drops is None:
                 yield self._scores(round)
@@ -89,19 +98,25 @@ class _Stages:
             if units.align is not None and (last or experiment.alignment.rounds == "every"):
                 yield self._align(round, units.align)
                 start = units.start  # fine-tuning takes the pool's place
-            window = units.window * self._student(round) / self.cost.macs + self.uncached * units.decode
-            yield self._pool(round, "evaluation", start + work.test * window)
+            yield self._evaluation(round, "evaluation", "test", work.test, start)
             yield self._pool(round, "latency", units.latency)
             if judges:
-                yield self._pool(round, "selection", units.load + work.selection * window)
+                yield self._evaluation(round, "selection", "selection", work.selection, units.load)
+
+    def _evaluation(self, round: int, stage: str, part: str, windows: int, start: float) -> StageForecast:
+        window = self.units.window * self._student(round) / self.cost.macs
+        decoding = self.units.decode * self._missing(part, windows, windows)
+        return self._pool(round, stage, start + windows * window + decoding)
 
     def _scores(self, round: int) -> StageForecast:
-        experiment, units = self.recipe.experiment, self.units
-        depth, fused = experiment.detector.backbone.depth, experiment.scoring.criterion != "mse"
+        experiment, work, units = self.recipe.experiment, self.work, self.units
+        depth, criterion = experiment.detector.backbone.depth, experiment.scoring.criterion
+        fused = criterion != "mse"
         ours = scoring_macs(depth - round + 1, self.cost, depth, fused)
         share = ours / scoring_macs(depth, self.cost, depth, fused)
-        decode = units.decode * (1.0 if round == 1 else self.uncached)
-        most = self.work.scoring * (units.scoring * share + decode)
+        part = "fit" if criterion == "train_loss" else "scored"
+        most = work.scoring * units.scoring * share
+        most += units.decode * self._missing(part, work.scored, work.scoring)
         least = most * RACED if fused and experiment.scoring.racing is not None else most
         start = units.load + units.trials
         expected = self._pool(round, "scores", start + (most + least) / 2)
@@ -113,34 +128,52 @@ class _Stages:
         teacher, first, student = self.cost.macs, self._student(1), self._student(round)
         step = (TRAINING_FORWARDS * student + teacher) / (TRAINING_FORWARDS * first + teacher)
         run = replace(run, training=run.training * step, selection=run.selection * student / first)
-        cold = self.work.unseen if round == 1 else 0
-        return self._runs(round, "align", self.recipe.experiment.alignment, run, cold)
+        config = self.recipe.experiment.alignment
+        rates = len(config.learning_rates)
+        if round > 1 and config.prior_steps is not None:
+            rates = min(rates, 2 * config.prior_steps + 1)
+        return self._runs(round, "align", config, rates, run)
 
     def _fit(self, run: RunSeconds) -> StageForecast:
-        config = teacher_config(self.recipe.experiment.teacher)
-        return self._runs(0, "fit", config, run, self.work.scoring + self.work.unseen)
+        return self._runs(0, "fit", teacher_config(self.recipe.experiment.teacher), 1, run)
 
     def _runs(
-        self, round: int, stage: str, config: AlignmentConfig, run: RunSeconds, cold: int
+        self, round: int, stage: str, config: AlignmentConfig, rates: int, run: RunSeconds
     ) -> StageForecast:
-        """A grid, `runs_at_once` side by side, rung by rung; after each the better half goes on.
-
-        Args:
-            cold: windows that nothing has decoded before.
-        """
-        decode = self.units.decode * self.units.workers  # every run decodes by itself
-        again = self.uncached * decode
-        alive, begun, wall, held = len(config.learning_rates), 0, 0.0, 0.0
-        for end in rung_ends(config):
+        """A grid, `runs_at_once` side by side, rung by rung as `rate_search.search_rates` takes them."""
+        work, units = self.work, self.units
+        chosen_on = "test" if self.recipe.experiment.paper_protocol else "selection"
+        decode = units.decode * units.workers  # every run decodes by itself
+        *rungs, last = rung_ends(config)
+        alive, begun, wall, held = rates, 0, 0.0, 0.0
+        for end in (*rungs, last):
+            if end < last and alive == 1:
+                continue
             epochs = range(begun + 1, end + 1)
             selections = sum(epoch % config.select_every_epochs == 0 or epoch == end for epoch in epochs)
-            seconds = len(epochs) * self.work.epoch * (run.training + again)
-            seconds += selections * self.work.selection * (run.selection + again)
-            seconds += cold * decode if begun == 0 else 0.0
-            wall += math.ceil(alive / self.units.runs_at_once) * (run.start + seconds)
+            trained, selected = len(epochs) * work.epoch, selections * work.selection
+            seconds = trained * run.training + selected * run.selection
+            seconds += decode * self._missing("fit", work.fit, trained)
+            seconds += decode * self._missing(chosen_on, work.selection, selected)
+            wall += math.ceil(alive / units.runs_at_once) * (run.start + seconds)
             held += alive * seconds * self.recipe.execution.train_workers
             alive, begun = max(1, alive // 2), end
         return self._stage(round, stage, wall, held)
+
+    def _missing(self, part: str, windows: int, read: int) -> float:
+        """How many windows have to be decoded.
+
+        Args:
+            part: test, selection, fit (as training sees it) or scored (of the fit videos, as inference does).
+            windows: of the part; the first to read them decodes all.
+            read: windows that are read, again and again.
+        """
+        grid, training = self.recipe.experiment.detector.grid, part == "fit"
+        side = grid.train_short_side_pixels if training else grid.test_short_side_pixels
+        key = ("fit" if part == "scored" else part, max(side, grid.crop_pixels))
+        fresh = max(0, windows - self.decoded.get(key, 0))
+        self.decoded[key] = self.decoded.get(key, 0) + fresh
+        return fresh + self.uncached * max(0, read - fresh)
 
     def _pool(self, round: int, stage: str, seconds: float) -> StageForecast:
         return self._stage(round, stage, seconds, seconds * self.units.workers)
@@ -151,5 +184,5 @@ class _Stages:
         return StageForecast(round, stage, seconds, NARROW * seconds, WIDE * seconds, *hours)
 
     def _student(self, round: int) -> float:
-        """MACs of the student that a round aligns."""
+        """MACs of the student that a round aligns; of round 0, the teacher's."""
         return self.cost.macs - round * self.cost.block_macs / self.recipe.experiment.detector.backbone.depth

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from pbd_ray.config import Recipe, differences, experiment_hash, one_line
 from pbd_ray.data.quarantine import NOTHING, Quarantine, quarantine_from_json, quarantine_to_json
-from pbd_ray.report.forecast import Forecast, forecast_from_json
+from pbd_ray.report.forecast import Forecast, forecast_from_json, resources_of
 from pbd_ray.search.commit import NOT_CHAINED, is_chained
 from pbd_ray.search.environment import Environment, exactness_changes
 from pbd_ray.search.hashing import value_hash
@@ -243,21 +243,23 @@ class Ledger:
     def write_plan(self, plan: Forecast) -> None:
         self.storage.write_json(f"{PLAN}/plan.json", plan.to_json())
 
-    def plan(self) -> Forecast | None:
-        """What this experiment was expected to take; None where nobody asked before it began.
+    def plan(self, recipe: Recipe) -> Forecast | None:
+        """What this experiment was expected to take with these workers; None where nobody asked before it
+        began.
 
         Raises:
             LedgerError: the file says something else.
         """
         name = f"{PLAN}/plan.json"
         value = self.storage.read_json(name)
-        if value is None:
-            return None
+        asked = (experiment_hash(recipe.experiment), resources_of(recipe.execution))
         try:
-            plan = forecast_from_json(value)
+            if value is None or (value["experiment"], value["resources"]) != asked:
+                return None
+            return forecast_from_json(value)
         except (KeyError, TypeError) as error:
-            raise LedgerError(f"{self.storage.uri(name)}: not a plan: {error}") from None
-        return plan if plan.experiment == experiment_hash(self.recipe().experiment) else None
+            where = self.storage.uri(name)
+            raise LedgerError(f"{where}: not a plan of this version: {error}; delete it") from None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self.storage.write_json("summary.json", summary)

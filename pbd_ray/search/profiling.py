@@ -1,14 +1,14 @@
 """Measure what the stages of a run take, on a few videos, by the steps that the run itself will take.
 
-What a pool takes is measured by four evaluations of two groups of videos, A and B, in a new pool:
+What a pool takes is measured by evaluations of two groups of videos, A and B: thrice in a pool without cached
+frames, where a window takes c, and then in one that has all of them in its cache.
 
-    A, first time      start + (decode + window) A
-    A again             load +           window  A
-    B, first time       load + (decode + window) B
-    A and B             load +           window (A + B)
+    A, first      start + c A                A       load + window  A
+    B             load  + c B                A, B    load + window (A + B)
+    A, B          load  + c (A + B)
 
-from which the four follow. Where frames are in the cache from before, decoding is found to cost nothing, as
-it will. A sweep over all candidates and two short epochs of the learning rates that run at once complete it.
+`decode` is c less `window`. So it is counted as if nothing were cached, whatever earlier runs or plans have
+left. A sweep over all candidates and two short epochs of the learning rates that run at once complete it.
 """
 
 from __future__ import annotations
@@ -45,33 +45,31 @@ T = TypeVar("T")
 def workload(recipe: Recipe, split: Split) -> Workload:
     """What a run on these videos works through."""
     experiment = recipe.experiment
-    grid, scoring = experiment.detector.grid, experiment.scoring
-    scored = scoring_videos(split.fit, scoring.video_fraction, experiment.seed)
-    on_losses = scoring.criterion == "train_loss"
-    # A file of the cache holds one size: what is scored at the test size is decoded anew to be trained on.
-    sides = {
-        max(side, grid.crop_pixels) for side in (grid.train_short_side_pixels, grid.test_short_side_pixels)
-    }
-    seen = scoring.drops is None and (on_losses or len(sides) == 1)
-    fit, selection = (_windows(recipe, part.videos) for part in (split.fit, _selection(recipe, split)))
-    sweep = _windows(recipe, scored.videos)
+    scored = scoring_videos(split.fit, experiment.scoring.video_fraction, experiment.seed)
+    windows = _windows(recipe, scored.videos)
     return Workload(
-        scoring=len(scored.videos) if on_losses else sweep,
-        selection=selection,
+        fit=_windows(recipe, split.fit.videos),
+        scored=windows,
+        scoring=len(scored.videos) if experiment.scoring.criterion == "train_loss" else windows,
+        selection=_windows(recipe, _selection(recipe, split).videos),
         test=_windows(recipe, split.test.videos),
         epoch=_epoch(experiment.alignment.optimizer, split),
-        unseen=fit + selection - (sweep if seen else 0),
     )
 
 
 def uncached_share(recipe: Recipe, split: Split) -> float:
     """Share of the decoded frames for which `execution.cache_gigabytes` has no room."""
-    grid = recipe.experiment.detector.grid
+    experiment, grid = recipe.experiment, recipe.experiment.detector.grid
+    sizes = {"fit": {grid.train_short_side_pixels}, "selection": set(), "test": set()}
+    for name in ("selection", "test"):
+        sizes[name].add(grid.test_short_side_pixels)
+    if experiment.scoring.drops is None and experiment.scoring.criterion != "train_loss":
+        sizes["fit"].add(grid.test_short_side_pixels)  # the cache keeps a file for each size
     needed = 0.0
     for name, part in split.parts.items():
-        side = grid.train_short_side_pixels if name == "fit" else grid.test_short_side_pixels
         frames = sum(len(grid_frames(video, grid)) for video in part.videos if video.frames)
-        needed += frames * 3 * ASPECT * max(side, grid.crop_pixels) ** 2
+        sides = {max(side, grid.crop_pixels) for side in sizes[name]}
+        needed += frames * 3 * ASPECT * sum(side**2 for side in sides)
     return max(0.0, 1 - recipe.execution.cache_gigabytes * 1e9 / needed) if needed else 0.0
 
 
@@ -95,17 +93,17 @@ def measure(
         workers: of the scoring pool.
     """
     few, short = _sample(recipe, split, workers), _shortened(recipe, runs_at_once)
+    cold = short.model_copy(update={"execution": short.execution.model_copy(update={"cache_gigabytes": 0.0})})
+    with steps(cold, few) as taken:
+        report(f"plan: {len(few.test.videos)} videos decoded and evaluated")
+        start, load, uncached = _Pool(cold, few, taken, teacher).cold_seconds()
     fitting = align = None
-    if fit is not None:
-        report("plan: two short epochs of fitting the teacher")
-        config = teacher_config(short.experiment.teacher)
-        fitting = _run_seconds(short, few, config, lambda: fit(short, few))
     with steps(short, few) as taken:
         pool = _Pool(short, few, taken, teacher)
-        report(f"plan: {len(few.test.videos)} videos evaluated, and again from the cache")
-        start, load, decode, window = pool.seconds()
+        report("plan: the same from the cache")
+        window = pool.warm_seconds()
         report(f"plan: {len(teacher.kept_blocks)} candidates on {len(pool.scored)} videos")
-        scoring, trials = pool.scoring_seconds(load, decode)
+        scoring, trials = pool.scoring_seconds(load)
         _, latency = _timed(lambda: taken.latency(teacher))
         if recipe.experiment.alignment.trainable != "none":
             report(
@@ -114,8 +112,22 @@ def measure(
             student = without_block(teacher, teacher.kept_blocks[len(teacher.kept_blocks) // 2])
             task = AlignTask(1, student, teacher, parent_result="plan")
             align = _run_seconds(short, few, short.experiment.alignment, lambda: taken.align(task))
+    if fit is not None:
+        report("plan: two short epochs of fitting the teacher")
+        config = teacher_config(short.experiment.teacher)
+        fitting = _run_seconds(short, few, config, lambda: fit(short, few))
     return UnitSeconds(
-        workers, runs_at_once, start, load, decode, window, scoring, trials, latency, align, fitting
+        workers=workers,
+        runs_at_once=runs_at_once,
+        start=start,
+        load=load,
+        decode=max(0.0, uncached - window),
+        window=window,
+        scoring=scoring,
+        trials=trials,
+        latency=latency,
+        align=align,
+        fit=fitting,
     )
 
 
@@ -132,39 +144,40 @@ class _Pool:
     def scored(self) -> Sequence[Video]:
         return self.few.fit.videos[: len(self.few.test.videos) // 2]
 
-    def seconds(self) -> tuple[float, float, float, float]:
-        """(start, load, decode, window)."""
-        both = self.few.test.videos
-        a, b = both[::2], both[1::2]
-        size_a, size_b = _windows(self.recipe, a), _windows(self.recipe, b)
-        first, again, second, whole = (
-            self._evaluate(name, videos)
-            for name, videos in (("a", a), ("a-again", a), ("b", b), ("ab", both))
-        )
-        window = max(0.0, whole - again) / size_b
-        load = max(0.0, again - window * size_a)
-        decode = max(0.0, second - load - window * size_b) / size_b
-        start = max(0.0, first - (decode + window) * size_a)
-        return start, load, decode, window
+    @property
+    def groups(self) -> tuple[Sequence[Video], Sequence[Video]]:
+        return self.few.test.videos[::2], self.few.test.videos[1::2]
 
-    def scoring_seconds(self, load: float, decode: float) -> tuple[float, float]:
+    def cold_seconds(self) -> tuple[float, float, float]:
+        """(start, load, a window that is decoded)."""
+        a, b = self.groups
+        first, second, whole = (self._evaluate(videos) for videos in (a, b, self.few.test.videos))
+        window = max(0.0, whole - second) / _windows(self.recipe, a)
+        load = max(0.0, second - window * _windows(self.recipe, b))
+        return max(0.0, first - window * _windows(self.recipe, a)), load, window
+
+    def warm_seconds(self) -> float:
+        """A window from the cache, which holds all of the few videos afterwards."""
+        a, b = self.groups
+        self._evaluate(self.few.everything().videos)
+        return max(0.0, -self._evaluate(a) + self._evaluate(self.few.test.videos)) / _windows(self.recipe, b)
+
+    def scoring_seconds(self, load: float) -> tuple[float, float]:
         """(one of `Workload.scoring` with all candidates, end of the trials)."""
         experiment, blocks = self.recipe.experiment, self.model.kept_blocks
         criterion = experiment.scoring.criterion
         guided = criterion == "train_loss" and experiment.scoring.loss_terms == "total"
-        task = SweepTask(
-            "plan-scores", 1, self.model, blocks, criterion, "fit", self.model if guided else None
-        )
+        teacher = self.model if guided else None
+        task = SweepTask("plan-scores", 0, self.model, blocks, criterion, "fit", teacher)
         seconds = self._sweep(task, self.scored)
         # What the few videos say of the candidates nobody needs to know; the trials only have to end.
         nothing = [CandidateScore(block, math.nan, None, None, len(self.scored)) for block in blocks]
         _, trials = _timed(lambda: self.steps.scored(task, nothing, True))
-        windows = _windows(self.recipe, self.scored)
-        count = len(self.scored) if criterion == "train_loss" else windows
-        return max(0.0, seconds - load - decode * windows) / count, trials
+        count = len(self.scored) if criterion == "train_loss" else _windows(self.recipe, self.scored)
+        return max(0.0, seconds - load) / count, trials
 
-    def _evaluate(self, name: str, videos: Sequence[Video]) -> float:
-        return self._sweep(SweepTask(f"plan-{name}", 0, self.model, (), "map", "test"), videos)
+    def _evaluate(self, videos: Sequence[Video]) -> float:
+        return self._sweep(SweepTask("plan-evaluation", 0, self.model, (), "map", "test"), videos)
 
     def _sweep(self, task: SweepTask, videos: Sequence[Video]) -> float:
         grid, count = self.recipe.experiment.detector.grid, slice_count(self.recipe.execution)
@@ -177,7 +190,8 @@ def _run_seconds(
     short: Recipe, few: Split, config: AlignmentConfig, align: Callable[[], Alignment]
 ) -> RunSeconds:
     found, wall = _timed(align)
-    runs: list[dict[str, Any]] = list(found.measured["learning_rates"].values())
+    every: list[dict[str, Any]] = list(found.measured["learning_rates"].values())
+    runs = [run for run in every if run["diverged"] is None]  # one at least, or `align` had raised
     windows = _epoch(config.optimizer, few)
     selection = _windows(short, _selection(short, few).videos)
     evaluating = [

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pbd_ray.config import Execution
+from pbd_ray.report.forecast import StageForecast
 from pbd_ray.search.budget import budget_reason
 from pbd_ray.search.ledger import Ledger, LedgerError
 from pbd_ray.search.state import RoundRecord
@@ -55,6 +57,17 @@ def test_on_gpus_their_hours_count() -> None:
     )
 
 
+def test_what_was_planned_for_the_next_round_counts() -> None:
+    """One-shot alignment: all of it comes in the last round."""
+    stage = StageForecast(2, "align", 0, 0, 0, cpu_hours=20.0, gpu_hours=0.0)
+    plan: Any = SimpleNamespace(stages=(stage,))
+    execution = Execution(max_device_hours=23.9)
+    assert budget_reason([TEACHER, FIRST], execution, None) is None
+    assert budget_reason([TEACHER, FIRST], execution, plan) == (
+        "4 CPU hours are spent and the next round may take 20, execution.max_device_hours 23.9"
+    )
+
+
 def test_a_run_stops_between_rounds_and_goes_on(tmp_path: Path, make_world) -> None:
     broke = make_world({"execution__max_device_hours": 1e-12}).run(str(tmp_path / "run"))
     assert broke.rounds == ()
@@ -68,6 +81,9 @@ def test_a_run_stops_between_rounds_and_goes_on(tmp_path: Path, make_world) -> N
 def test_a_plan_is_not_a_plan(tmp_path: Path, make_recipe) -> None:
     (tmp_path / "plan").mkdir()
     (tmp_path / "plan" / "plan.json").write_text('{"units": {}}')
-    ledger = Ledger.open(str(tmp_path), make_recipe())  # a directory with nothing but a plan is a new run's
-    with pytest.raises(LedgerError, match=r"plan/plan\.json: not a plan: "):
-        ledger.plan()
+    recipe = make_recipe()
+    ledger = Ledger.open(str(tmp_path), recipe)  # a directory with nothing but a plan is a new run's
+    with pytest.raises(
+        LedgerError, match=r"plan/plan\.json: not a plan of this version: 'experiment'; delete"
+    ):
+        ledger.plan(recipe)

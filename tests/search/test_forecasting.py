@@ -19,11 +19,12 @@ from pbd_ray.report.forecast import (
     forecast_text,
     outcome_text,
 )
+from pbd_ray.report.search_cost import whole_stages
 from pbd_ray.search.forecasting import NARROW, RACED, WIDE, forecast, scoring_macs
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.state import Cost
 
-WORK = Workload(scoring=100, selection=20, test=40, epoch=60, unseen=50)
+WORK = Workload(fit=130, scored=100, scoring=100, selection=20, test=40, epoch=60)
 UNITS = UnitSeconds(
     workers=2, runs_at_once=2, start=8.0, load=1.0, decode=0.5, window=0.25, scoring=2.0, trials=3.0,
     latency=5.0, align=RunSeconds(start=10.0, training=0.5, selection=0.25, peak_memory_bytes=2_000_000_000),
@@ -50,7 +51,7 @@ def test_every_stage(tiny_recipe: str) -> None:
             (0, "evaluation"): 8 + 40 * (0.25 + 0.5),
             (0, "latency"): 5,
             (1, "scores"): 1 + 3 + 100 * (2.0 + 0.5),
-            # 50 windows that nothing has decoded before, each by one worker alone.
+            # 30 fit and 20 selection windows that nothing has decoded before, each by one worker alone.
             (1, "align"): 10 + 2 * 60 * 0.5 + 2 * 20 * 0.25 + 50 * 0.5 * 2,
             (1, "evaluation"): 8 + 40 * 0.25 * 800 / 1000,
             (1, "latency"): 5,
@@ -113,15 +114,15 @@ def test_more_learning_rates_than_run_at_once(tiny_recipe: str) -> None:
 
 
 def test_halving(tiny_recipe: str) -> None:
-    """Four rates for one epoch, two for a second, one for two more; every rung is a sweep of its own."""
+    """Four rates for one epoch, two for a second, one for the rest, whose rungs are no sweeps."""
     options = (
         "alignment.learning_rates=[1e-6,1e-5,1e-4,1e-3]",
         "alignment.halving=on",
-        "alignment.optimizer={epochs: 4, schedule_epochs: 4, batch_size: 2}",
+        "alignment.optimizer={epochs: 8, schedule_epochs: 8, batch_size: 2}",
     )
     epoch = 60 * 0.5 + 20 * 0.25
     assert seconds(planned(tiny_recipe, *options))[1, "align"] == pytest.approx(
-        2 * (10 + epoch + 50) + (10 + epoch) + (10 + 2 * epoch)
+        2 * (10 + epoch + 50) + (10 + epoch) + (10 + 6 * epoch)
     )
 
 
@@ -130,6 +131,7 @@ def test_fitting_the_teacher(tiny_recipe: str) -> None:
     fit = RunSeconds(start=20.0, training=1.0, selection=0.5, peak_memory_bytes=1)
     found = seconds(planned(tiny_recipe, units=replace(UNITS, fit=fit)))
     assert found[0, "fit"] == pytest.approx(20 + 2 * 60 * 1.0 + 2 * 20 * 0.5 + 150 * 0.5 * 2)
+    assert found[1, "align"] == pytest.approx(10 + 60 + 10)  # nothing is decoded twice
 
 
 def test_frames_without_room_are_decoded_every_time(tiny_recipe: str) -> None:
@@ -139,6 +141,27 @@ def test_frames_without_room_are_decoded_every_time(tiny_recipe: str) -> None:
     assert more[2, "scores"] == pytest.approx(100 * 0.25)
     assert more[1, "evaluation"] == pytest.approx(40 * 0.25)
     assert more[2, "align"] == pytest.approx(2 * (60 + 20) * 0.5)
+
+
+def test_training_at_another_size_decodes_anew(tiny_recipe: str) -> None:
+    found = seconds(planned(tiny_recipe, "detector.grid.train_short_side_pixels=24"))
+    assert found[1, "align"] == pytest.approx(10 + 60 + 10 + (130 + 20) * 0.5 * 2)
+
+
+def test_the_training_loss_takes_one_window_a_video(tiny_recipe: str) -> None:
+    """Whole videos are decoded for it, at the size of training."""
+    recipe = load_recipe(tiny_recipe, ["scoring.criterion=train_loss", "scoring.racing=off"])
+    work = replace(WORK, scoring=25)
+    plan = forecast(recipe, work, UNITS, COST, rounds=2, uncached=0.0, disk_bytes=0)
+    assert seconds(plan)[1, "scores"] == pytest.approx(4 + 25 * 2.0 + 100 * 0.5)
+    assert seconds(plan)[1, "align"] == pytest.approx(10 + 60 + 10 + 50)
+
+
+def test_the_grid_narrows_from_round_to_round(tiny_recipe: str) -> None:
+    rates = "alignment.learning_rates=[1e-6,1e-5,1e-4,1e-3,1e-2]"
+    found = seconds(planned(tiny_recipe, rates, "alignment.prior_steps=1"))
+    assert found[1, "align"] == pytest.approx(3 * (10 + 60 + 10 + 50))
+    assert found[2, "align"] < 2 * (10 + 60 + 10)
 
 
 def test_rounds_that_may_be_rolled_back(tiny_recipe: str) -> None:
@@ -169,12 +192,16 @@ def test_text(tiny_recipe: str) -> None:
 
 
 def test_a_plan_of_another_experiment_says_nothing(tiny_recipe: str, tmp_path: Path) -> None:
-    plan = planned(tiny_recipe)
-    ledger = Ledger.open(str(tmp_path), load_recipe(tiny_recipe))
+    """Nor does one for other workers, nor one that an earlier version wrote of another experiment."""
+    plan, recipe = planned(tiny_recipe), load_recipe(tiny_recipe, ["execution.cpus_per_worker=0.5"])
+    ledger = Ledger.open(str(tmp_path), recipe)
     ledger.write_plan(plan)
-    assert ledger.plan() == plan
+    assert ledger.plan(recipe) == plan
+    assert ledger.plan(load_recipe(tiny_recipe)) is None
     ledger.write_plan(replace(plan, experiment="0" * 64))
-    assert ledger.plan() is None
+    assert ledger.plan(recipe) is None
+    ledger.storage.write_json("plan/plan.json", {"experiment": "0" * 64, "resources": "", "units": {}})
+    assert ledger.plan(recipe) is None
 
 
 def test_outcome(tiny_recipe: str) -> None:
@@ -182,6 +209,15 @@ def test_outcome(tiny_recipe: str) -> None:
     plan = planned(tiny_recipe)
     taken = {(0, "evaluation"): 38.0 * 1.1, (1, "tie"): 99.0}
     assert outcome_text(plan, taken) == "planned 38 s [28 s, 49 s] for these stages, they took 42 s (+10%)"
+    assert outcome_text(plan, {}) == "planned, but no stage went through in one go"
+
+
+def test_stages_that_went_through() -> None:
+    """Not the last part of one that was interrupted, nor an alignment whose epochs were trained before."""
+    whole, part = {"seconds": 9.0, "resumed": False}, {"seconds": 2.0, "resumed": True}
+    align = {"seconds": 5.0, "resumed": False, "learning_rates": {"0.1": {"seconds": 30.0}}}
+    stages = {"scores": part, "align": align, "evaluation": whole}
+    assert whole_stages({0: {}, 1: {"stages": stages}}) == {(1, "evaluation"): 9.0}
 
 
 @pytest.mark.parametrize(

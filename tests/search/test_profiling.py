@@ -33,11 +33,11 @@ class Cluster:
     """Steps that take the time that `TRUE` says, by a clock of their own."""
 
     recipe: Recipe
-    cached: bool = False
-    """All frames are in the cache from before."""
     now: float = 0.0
-    seen: set[str] = field(default_factory=set)
-    running: bool = False
+    cached: set[str] = field(default_factory=set)
+    """Videos whose frames are in the cache."""
+    diverges: bool = False
+    """The first learning rate does."""
     trained: list[tuple[Recipe, Split]] = field(default_factory=list)
 
     def windows(self, part: Annotations) -> int:
@@ -45,16 +45,17 @@ class Cluster:
 
     @contextlib.contextmanager
     def steps(self, short: Recipe, few: Split) -> Iterator[Steps]:
+        running = False
+
         def sweep(task: SweepTask, feed: Feed) -> Mapping[str, Any]:
-            self.now += TRUE.load if self.running else TRUE.start
-            self.running = True
+            nonlocal running
+            self.now += TRUE.load if running else TRUE.start
+            running = True
             criterion, everything = task.criterion, few.everything()
             while (work := feed.take()) is not None:
                 for name in work.piece.videos:
                     windows = self.windows(everything.select([name]))
-                    if name not in self.seen and not self.cached:
-                        self.now += TRUE.decode * windows
-                    self.seen.add(name)
+                    self.now += self.decoding(short, name, windows)
                     units = 1 if criterion == "train_loss" else windows
                     self.now += TRUE.scoring * units if task.candidates else TRUE.window * windows
                 feed.give(work, pa.table({}))
@@ -71,6 +72,14 @@ class Cluster:
 
         yield Steps(sweep, lambda task: self.align(short, few, task), latency, scored=scored)
 
+    def decoding(self, short: Recipe, name: str, windows: int) -> float:
+        """Seconds until a video is decoded, by whom the cache has it afterwards if the recipe has one."""
+        if name in self.cached and short.execution.cache_gigabytes:
+            return 0.0
+        if short.execution.cache_gigabytes:
+            self.cached.add(name)
+        return TRUE.decode * windows
+
     def align(self, short: Recipe, few: Split, task: AlignTask) -> Alignment:
         assert len(task.student.kept_blocks) == len(task.teacher.kept_blocks) - 1
         return self._train(short, few, ALIGN, len(short.experiment.alignment.learning_rates))
@@ -79,18 +88,25 @@ class Cluster:
         return self._train(short, few, FIT, 1)
 
     def _train(self, short: Recipe, few: Split, true: RunSeconds, rates: int) -> Alignment:
-        """Two epochs, the first slower by half."""
+        """Two epochs, the first slower by half, and slower by what has to be decoded."""
         self.trained.append((short, few))
-        windows = len(few.fit.videos)
-        seconds = 2.5 * windows * true.training + self.windows(few.selection) * true.selection
+        windows, size = len(few.fit.videos), self.windows(few.selection)
+        selecting = size * true.selection + sum(
+            self.decoding(short, video.id, self.windows(few.selection.select([video.id])))
+            for video in few.selection.videos
+        )
+        seconds = 2.5 * windows * true.training + selecting
         self.now += true.start + seconds
         run = {
             "seconds": seconds,
             "windows_per_second": [1 / (1.5 * true.training), 1 / true.training],
             "peak_memory_bytes": true.peak_memory_bytes,
+            "diverged": None,
         }
-        model = Model((), {})
-        return Alignment(1e-4, 2, model, pa.table({}), {"learning_rates": dict.fromkeys(range(rates), run)})
+        runs: dict[int, Any] = dict.fromkeys(range(rates), run)
+        if self.diverges and rates > 1:
+            runs[0] = run | {"windows_per_second": [], "peak_memory_bytes": None, "diverged": "loss nan"}
+        return Alignment(1e-4, 2, Model((), {}), pa.table({}), {"learning_rates": runs})
 
 
 def measured(cluster: Cluster, split: Split, model: Model, monkeypatch: pytest.MonkeyPatch) -> UnitSeconds:
@@ -131,11 +147,31 @@ def test_what_is_measured_is_what_it_takes(
     assert leaves(found) == pytest.approx(leaves(TRUE))
 
 
-def test_decoding_costs_nothing_where_frames_are_cached(
+@pytest.mark.parametrize("part", ["test", "selection", "fit"])
+def test_what_is_cached_from_before_changes_nothing(
+    part: str, make_recipe, split: Split, first_model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an earlier plan."""
+    before = {video.id for video in split.parts[part].videos}
+    found = measured(Cluster(make_recipe(), cached=before), split, first_model(), monkeypatch)
+    assert leaves(found) == pytest.approx(leaves(TRUE))
+
+
+def test_without_a_cache_every_window_is_decoded(
     make_recipe, split: Split, first_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = measured(Cluster(make_recipe(), cached=True), split, first_model(), monkeypatch)
-    assert leaves(found) == pytest.approx(leaves(TRUE) | {"decode": 0.0})
+    cluster = Cluster(make_recipe(execution__cache_gigabytes=0))
+    found = measured(cluster, split, first_model(), monkeypatch)
+    assert found.window == pytest.approx(TRUE.window + TRUE.decode)
+    assert found.decode == pytest.approx(0, abs=1e-9)
+
+
+def test_a_learning_rate_that_diverges_is_left_out(
+    make_recipe, split: Split, first_model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"experiment__alignment": {"learning_rates": [1e-4, 1e6]}}
+    found = measured(Cluster(make_recipe(**changes), diverges=True), split, first_model(), monkeypatch)
+    assert leaves(found) == pytest.approx(leaves(TRUE))
 
 
 def test_what_is_trained_meanwhile(
@@ -146,7 +182,7 @@ def test_what_is_trained_meanwhile(
     changes = {"experiment__alignment": {"learning_rates": rates, "halving": True}}
     cluster = Cluster(make_recipe(**changes))
     measured(cluster, split, first_model(), monkeypatch)
-    fit, align = cluster.trained
+    align, fit = cluster.trained
     assert fit[0].experiment.teacher.optimizer.epochs == 2
     assert align[0].experiment.alignment.learning_rates == (1e-5, 1e-4)
     assert align[0].experiment.alignment.halving is None
@@ -168,10 +204,7 @@ def test_one_test_video(make_recipe, split: Split, first_model, monkeypatch: pyt
         ([], {}),
         (["scoring.criterion=train_loss"], {"scoring": 6}),
         (["alignment.optimizer.batch_size=4"], {"epoch": 4}),
-        # What training decodes that no scoring sweep has decoded before, at that size.
-        (["detector.grid.train_short_side_pixels=24"], {"unseen": "fit + selection"}),
-        (["scoring.drops=[1,2]"], {"unseen": "fit + selection"}),
-        (["paper_protocol=true"], {"selection": "test", "unseen": "test"}),
+        (["paper_protocol=true"], {"selection": "test"}),
     ],
 )
 def test_workload(overrides: list[str], changes: dict[str, Any], tiny_recipe: str) -> None:
@@ -185,15 +218,11 @@ def test_workload(overrides: list[str], changes: dict[str, Any], tiny_recipe: st
     }
     found = workload(recipe, split)
     expected = {
+        **windows,
+        "scored": windows["fit"],
         "scoring": windows["fit"],
-        "selection": windows["selection"],
-        "test": windows["test"],
         "epoch": 6,
-        "unseen": windows["selection"],
-    } | {
-        key: sum(windows[name] for name in value.split(" + ")) if isinstance(value, str) else value
-        for key, value in changes.items()
-    }
+    } | {key: windows[value] if isinstance(value, str) else value for key, value in changes.items()}
     assert asdict(found) == expected
 
 
@@ -207,3 +236,14 @@ def test_uncached_share(tiny_recipe: str) -> None:
     assert uncached_share(half, split) == pytest.approx(0.5, abs=0.02)
     assert uncached_share(recipe, split) == 0.0
     assert uncached_share(load_recipe(tiny_recipe, ["cache_gigabytes=0"]), split) == 1.0
+
+
+def test_two_sizes_of_the_fit_videos(tiny_recipe: str) -> None:
+    """Training reads 24 pixels, scoring 20: both are kept."""
+    recipe = load_recipe(tiny_recipe, ["detector.grid.train_short_side_pixels=24"])
+    split = load_split(recipe, print)
+    frames = {name: sum(-(-v.frames // 2) for v in part.videos) for name, part in split.parts.items()}
+    rest = (frames["selection"] + frames["test"]) * 20**2
+    needed = (frames["fit"] * (24**2 + 20**2) + rest) * 16 / 9 * 3 / 1e9
+    changes = {"execution": recipe.execution.model_copy(update={"cache_gigabytes": needed / 4})}
+    assert uncached_share(recipe.model_copy(update=changes), split) == pytest.approx(0.75, abs=0.01)
