@@ -40,10 +40,12 @@ def test_tensorboard_lies_beside_the_files_of_ray(
     trial = Trial(tmp_path / "staging")
     for step, fraction in ((1, 0.5), (2, 1.0)):
         logger.log_trial_result(step, trial, {"training_iteration": step, "fraction": fraction})
+    # An epoch is its own step: the second sweep over the same trial counts its reports anew.
+    logger.log_trial_result(1, trial, {"training_iteration": 1, "epoch": 6, "fraction": 0.25})
     logger.log_trial_end(trial)
     assert not (tmp_path / "staging").exists()
     (file,) = (place / "round-01-scores-block-03").iterdir()
-    assert scalars(file.read_bytes(), "ray/tune/fraction") == [(1, 0.5), (2, 1.0)]
+    assert scalars(file.read_bytes(), "ray/tune/fraction") == [(1, 0.5), (2, 1.0), (7, 0.25)]
 
 
 def test_a_logger_that_fails_ends_no_run(tmp_path: Path) -> None:

@@ -132,6 +132,10 @@ def test_alignment(told: Values, said: list[str]) -> None:
         "round-01-lr-0.001: epoch 1/4, loss 0.2500, selection mAP 0.5000 (3 s, 8 windows/s)",
         "round-01-lr-0.001: epoch 2/4, loss 0.2500 (3 s, 8 windows/s)",
     ]
+    status.on_trial_complete(2, [], low)
+    status.on_trial_complete(2, [], high)  # it diverged: of its last two epochs nothing is left
+    status.on_step_end(3, [])
+    assert said[-1].startswith("round 1: align: 100% from 50%, 2 learning rates, epoch 8 of 8")
     assert told["pbd_ray_epochs_done", "0.0001"] == 4
     assert told["pbd_ray_selection_map", "0.0001"] == 0.6
     assert told["pbd_ray_loss", "0.001", "focal"] == 0.25
