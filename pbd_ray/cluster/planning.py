@@ -14,7 +14,7 @@ from pbd_ray.cluster.session import sigterm_as_interrupt
 from pbd_ray.compression.jobs import initial_model
 from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Split
-from pbd_ray.data.source import load_split
+from pbd_ray.data.source import load_split, local_source
 from pbd_ray.report.forecast import Forecast, forecast_text
 from pbd_ray.search.footprint import compression_footprint
 from pbd_ray.search.forecasting import forecast
@@ -53,7 +53,7 @@ def _plan(recipe: Recipe, storage: Storage, owner: Owner) -> Forecast:
     footprint = compression_footprint(recipe.experiment, split)
     with backend(recipe, recipe.execution.train_workers), alone_in_cluster(recipe, storage, owner):
         check_places(recipe, storage, footprint.total)
-        split, source, _ = usable_videos(recipe, split, Ledger(storage).quarantine())
+        split, _, _ = usable_videos(recipe, split, Ledger(storage).quarantine())
         packing = Packing(recipe.experiment.detector, split.fit.classes)
         teacher = (
             initial_model(recipe, len(split.fit.classes), say)
@@ -65,10 +65,10 @@ def _plan(recipe: Recipe, storage: Storage, owner: Owner) -> Forecast:
         scratch = storage.uri(_SCRATCH)
 
         def steps(short: Recipe, few: Split) -> AbstractContextManager[Steps]:
-            return backend_steps(short, few, source, scratch)
+            return backend_steps(short, few, local_source(short), scratch)
 
         def fit(short: Recipe, few: Split) -> Alignment:
-            return fit_uncompressed(short, few, source, scratch)
+            return fit_uncompressed(short, few, local_source(short), scratch)
 
         try:
             units = measure(

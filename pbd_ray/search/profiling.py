@@ -60,15 +60,14 @@ def workload(recipe: Recipe, split: Split) -> Workload:
 def uncached_share(recipe: Recipe, split: Split) -> float:
     """Share of the decoded frames for which `execution.cache_gigabytes` has no room."""
     experiment, grid = recipe.experiment, recipe.experiment.detector.grid
-    sizes = {"fit": {grid.train_short_side_pixels}, "selection": set(), "test": set()}
-    for name in ("selection", "test"):
-        sizes[name].add(grid.test_short_side_pixels)
+    training, inference = (
+        {max(side, grid.crop_pixels)} for side in (grid.train_short_side_pixels, grid.test_short_side_pixels)
+    )
     if experiment.scoring.drops is None and experiment.scoring.criterion != "train_loss":
-        sizes["fit"].add(grid.test_short_side_pixels)  # the cache keeps a file for each size
+        training |= inference  # the cache keeps a file for each size
     needed = 0.0
-    for name, part in split.parts.items():
+    for part, sides in ((split.fit, training), (split.selection, inference), (split.test, inference)):
         frames = sum(len(grid_frames(video, grid)) for video in part.videos if video.frames)
-        sides = {max(side, grid.crop_pixels) for side in sizes[name]}
         needed += frames * 3 * ASPECT * sum(side**2 for side in sides)
     return max(0.0, 1 - recipe.execution.cache_gigabytes * 1e9 / needed) if needed else 0.0
 
@@ -160,7 +159,8 @@ class _Pool:
         """A window from the cache, which holds all of the few videos afterwards."""
         a, b = self.groups
         self._evaluate(self.few.everything().videos)
-        return max(0.0, -self._evaluate(a) + self._evaluate(self.few.test.videos)) / _windows(self.recipe, b)
+        one, both = self._evaluate(a), self._evaluate(self.few.test.videos)
+        return max(0.0, both - one) / _windows(self.recipe, b)
 
     def scoring_seconds(self, load: float) -> tuple[float, float]:
         """(one of `Workload.scoring` with all candidates, end of the trials)."""
