@@ -89,7 +89,10 @@ def test_without_a_recipe(
         card = (folder / "README.md").read_text()
         assert "Blocks: 6 of 8, dropped: 2, 4 (numbered from 0)." in card
         assert "| classes, in label order | fall, grow, rise, shrink |" in card
-        assert f"| parameters | {sum(p.numel() for p in bundle.detector.parameters()):,} |" in card
+        assert (
+            f"| parameters of the whole detector | {sum(p.numel() for p in bundle.detector.parameters()):,} |"
+            in card
+        )
         assert "0.9030 at tIoU 0.5" in card and digest in card
     assert run_snippet(tmp_path / "out" / "safetensors", monkeypatch)["output"].logits.shape == (1, 248, 4)
     state = run_snippet(tmp_path / "out" / "opentad", monkeypatch)["state"]
