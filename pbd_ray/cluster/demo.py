@@ -122,8 +122,9 @@ def _cluster_of(nodes: int) -> Iterator[str]:
         cluster = Cluster()
         try:
             first: Any = cluster.add_node(**head)
-            for _ in range(nodes - 1):
-                cluster.add_node(**node)
+            for number in range(1, nodes):
+                # Each its own, as on machines of their own: nodes delete the packages of jobs that have left them.
+                cluster.add_node(**node, temp_dir=f"{folder}/{number}")
             yield f"http://{first.webui_url}"
         finally:
             cluster.shutdown()
