@@ -123,7 +123,7 @@ def _cluster_of(nodes: int) -> Iterator[str]:
         try:
             first: Any = cluster.add_node(**head)
             for number in range(1, nodes):
-                # Each its own, as on machines of their own: nodes delete the packages of jobs that have left them.
+                # A directory for each: a node deletes the package of a job that has nothing more on it.
                 cluster.add_node(**node, temp_dir=f"{folder}/{number}")
             yield f"http://{first.webui_url}"
         finally:
