@@ -17,8 +17,8 @@ from pbd_ray.cluster.monitoring import say
 from pbd_ray.cluster.preflight import findings
 from pbd_ray.config import ConfigError, DataConfig, Execution, Experiment, Recipe
 from pbd_ray.data.annotation_forms import Problem, read_written
-from pbd_ray.data.annotations import Annotations, split
-from pbd_ray.data.checking import annotations_to_json, check_data, unchecked_videos
+from pbd_ray.data.annotations import Annotations, annotations_to_json, split
+from pbd_ray.data.checking import check_data, unchecked_videos
 from pbd_ray.data.grid_choice import choose_grid
 from pbd_ray.data.json_file import AnnotationError
 from pbd_ray.data.recipe_draft import SMALL, VIDEOMAE_S, draft_recipe
@@ -80,7 +80,7 @@ def run_check(
     draft = draft_recipe(checked.annotations, choice, backbone, name, data_root, str(index))
     _require_instances(checked.annotations, Recipe.model_validate(yaml.safe_load(draft)), annotations)
     contents = {
-        index.name: _json(annotations_to_json(checked.annotations)),
+        index.name: _json(annotations_to_json(checked.annotations, "pbd_ray 1")),
         "recipe.yaml": draft.encode(),
         "statistics.json": _json(asdict(statistics)),
         "statistics.png": draw_statistics(statistics),

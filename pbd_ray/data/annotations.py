@@ -192,6 +192,25 @@ def video_file(video: Video, data_root: str) -> str:
     )
 
 
+def annotations_to_json(annotations: Annotations, version: str) -> dict[str, Any]:
+    """ActivityNet's form, as `load_annotations` reads it."""
+    database = {
+        video.id: {
+            "subset": video.subset,
+            "duration": video.duration_seconds,
+            "fps": video.fps,
+            "frame": video.frames,
+            "file": video.path,
+            "annotations": [
+                {"segment": segment, "label": annotations.classes[label]}
+                for segment, label in zip(video.segments_seconds.tolist(), video.labels.tolist(), strict=True)
+            ],
+        }
+        for video in annotations.videos
+    }
+    return {"version": version, "database": database}
+
+
 def split(annotations: Annotations, data_config: DataConfig, seed: int) -> Split:
     """Fit, selection and test videos as the recipe says, each in file order.
 

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -101,25 +100,6 @@ def check_data(written: Written, findings: Iterable[Finding], path: str) -> Chec
     _require_parts(annotations, problems, path)
     problems += _class_problems(annotations, path)
     return Checked(annotations, tuple(problems), int(np.median(short_sides)))
-
-
-def annotations_to_json(annotations: Annotations) -> dict[str, Any]:
-    """ActivityNet's form, as `load_annotations` reads it."""
-    database = {
-        video.id: {
-            "subset": video.subset,
-            "duration": video.duration_seconds,
-            "fps": video.fps,
-            "frame": video.frames,
-            "file": video.path,
-            "annotations": [
-                {"label": annotations.classes[label], "segment": segment}
-                for segment, label in zip(video.segments_seconds.tolist(), video.labels.tolist(), strict=True)
-            ],
-        }
-        for video in annotations.videos
-    }
-    return {"version": "pbd_ray 1", "database": database}
 
 
 def _other_length(finding: Finding, video: WrittenVideo) -> str | None:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pbd_ray.config import SyntheticConfig, UserError
-from pbd_ray.data.annotations import Annotations, Video
+from pbd_ray.data.annotations import Annotations, Video, annotations_to_json
 
 CLASSES = ("fall", "grow", "rise", "shrink")
 """Class names in label order (sorted, as `load_annotations` orders them by default)."""
@@ -238,7 +238,7 @@ def generate(
     manifest_path.unlink(missing_ok=True)
     if not annotations_path.exists():
         # First, so that a half-written directory already says whose it is.
-        _write_json(annotations_path, _activitynet_form(annotate(config), version))
+        _write_json(annotations_path, annotations_to_json(annotate(config), version))
     _write_videos(directory, config, missing, len(plan), progress, processes)
     sizes = {name: (directory / name).stat().st_size for name in (_file_name(*item) for item in plan)}
     facts = {"config_hash": digest, "config": config.model_dump(mode="json"), "bytes": sizes}
@@ -424,24 +424,6 @@ def _paint(image: Floats, sprite: Sprite, frame: int) -> None:
     waves_x, waves_y, phase = sprite.texture
     shade = np.cos(across * waves_x + (down * waves_y + phase))[..., None]
     image += alpha * (sprite.colour + np.float32(16) * shade - image)
-
-
-def _activitynet_form(found: Annotations, version: str) -> dict[str, Any]:
-    database = {
-        video.id: {
-            "subset": video.subset,
-            "duration": video.duration_seconds,
-            "fps": video.fps,
-            "frame": video.frames,
-            "file": video.path,
-            "annotations": [
-                {"segment": [float(start), float(end)], "label": found.classes[label]}
-                for (start, end), label in zip(video.segments_seconds, video.labels, strict=True)
-            ],
-        }
-        for video in found.videos
-    }
-    return {"version": version, "database": database}
 
 
 def _write_videos(

@@ -219,10 +219,10 @@ def resources_of(execution: Execution) -> str:
     return f"{execution.device}: {execution.max_workers} x ({each}), train_workers {execution.train_workers}"
 
 
-def device_hours(plan: Forecast, execution: Execution) -> float:
-    """Hours of GPUs that the run holds, of CPUs where it runs on these."""
-    on_gpu = execution.device == "cuda"
-    return sum(stage.gpu_hours if on_gpu else stage.cpu_hours for stage in plan.stages)
+def device_hours(plan: Forecast, execution: Execution, round: int | None = None) -> float:
+    """Hours of GPUs that the run, or one round of it, holds; of CPUs where it runs on these."""
+    stages = (stage for stage in plan.stages if round in (None, stage.round))
+    return sum(stage.gpu_hours if execution.device == "cuda" else stage.cpu_hours for stage in stages)
 
 
 def _unit(execution: Execution) -> str:

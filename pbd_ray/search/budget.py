@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pbd_ray.config import Execution
-from pbd_ray.report.forecast import Forecast
+from pbd_ray.report.forecast import Forecast, device_hours
 from pbd_ray.report.search_cost import held_seconds
 from pbd_ray.search.state import RoundRecord
 
@@ -22,9 +22,9 @@ def budget_reason(records: Sequence[RoundRecord], execution: Execution, plan: Fo
     most = execution.max_device_hours
     if most is None:
         return None
-    spent = [device_hours(record, execution) for record in records]
+    spent = [spent_hours(record, execution) for record in records]
     last = spent[-1] if len(records) > 1 else 0.0
-    following = max(last, _planned(plan, execution, len(records)))
+    following = max(last, 0.0 if plan is None else device_hours(plan, execution, len(records)))
     if sum(spent) + following <= most:
         return None
     kind = "GPU" if execution.device == "cuda" else "CPU"
@@ -34,14 +34,9 @@ def budget_reason(records: Sequence[RoundRecord], execution: Execution, plan: Fo
     )
 
 
-def device_hours(record: RoundRecord, execution: Execution) -> float:
+def spent_hours(record: RoundRecord, execution: Execution) -> float:
     """Hours of GPUs that a round held, of CPUs where it ran on these. Of a stage that was interrupted only
     the last part is known."""
     stages = record.measured.get("stages", {}).items()
     held = [held_seconds(name, facts, float(facts["seconds"]), execution) for name, facts in stages]
     return sum(gpus if execution.device == "cuda" else cpus for cpus, gpus in held) / 3600
-
-
-def _planned(plan: Forecast | None, execution: Execution, round: int) -> float:
-    stages = () if plan is None else (stage for stage in plan.stages if stage.round == round)
-    return sum(stage.gpu_hours if execution.device == "cuda" else stage.cpu_hours for stage in stages)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pbd_ray.data.annotation_forms import read_written
-from pbd_ray.data.annotations import load_annotations
-from pbd_ray.data.checking import Checked, annotations_to_json, check_data, unchecked_videos
+from pbd_ray.data.annotations import annotations_to_json, load_annotations
+from pbd_ray.data.checking import Checked, check_data, unchecked_videos
 from pbd_ray.data.examine import Finding
 from pbd_ray.data.json_file import AnnotationError
 from pbd_ray.data.subsets import assign_subsets
@@ -182,10 +182,10 @@ def test_none_is_left_to_choose_by(tmp_path: Path) -> None:
 
 def test_the_index_is_read_as_it_was_checked(tmp_path: Path) -> None:
     checked = check(tmp_path, *GOOD)
-    (tmp_path / "index.json").write_text(json.dumps(annotations_to_json(checked.annotations)))
+    (tmp_path / "index.json").write_text(json.dumps(annotations_to_json(checked.annotations, "1")))
     again = load_annotations(tmp_path / "index.json")
     assert again.classes == checked.annotations.classes
-    assert annotations_to_json(again) == annotations_to_json(checked.annotations)
+    assert annotations_to_json(again, "1") == annotations_to_json(checked.annotations, "1")
 
 
 @pytest.mark.parametrize(
