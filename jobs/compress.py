@@ -15,6 +15,7 @@ import argparse
 import sys
 
 from pbd_ray.cluster.monitoring import exit_status
+from pbd_ray.cluster.output import with_lasting_run_dir
 from pbd_ray.config import load_recipe
 
 
@@ -51,7 +52,7 @@ def ask(arguments: argparse.Namespace) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe = with_lasting_run_dir(load_recipe(arguments.recipe, arguments.overrides))
     if arguments.print_config:
         print(recipe.to_yaml(), end="")
         return 0

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from pbd_ray.cluster.monitoring import exit_status, say
+from pbd_ray.cluster.output import check_output
 from pbd_ray.config import ConfigError, load_recipe
 from pbd_ray.metrics.detad_rules import load_rules
 from pbd_ray.report.detection_report import Measures, evaluate_files, publish, tious_of
-from pbd_ray.report.output import check_output
 
 
 def main() -> int:

@@ -515,7 +515,7 @@ class Execution(Section):
     """Where and with what it runs; may differ from one start to the next."""
 
     run_dir: str | None = None
-    """Local path or s3://, gs:// URI; None: ./runs/<experiment name>."""
+    """Local path or s3://, gs:// URI; None: runs/<experiment name>, in a Ray job below the home directory."""
     data_root: str | None = None
     """Directory of the video files, a path every node sees."""
     annotations: str | None = None

@@ -14,6 +14,7 @@ import yaml
 
 from pbd_ray.cluster.backend import backend
 from pbd_ray.cluster.monitoring import say
+from pbd_ray.cluster.output import check_output
 from pbd_ray.cluster.preflight import findings
 from pbd_ray.config import ConfigError, DataConfig, Execution, Experiment, Recipe
 from pbd_ray.data.annotation_forms import Problem, read_written
@@ -27,7 +28,7 @@ from pbd_ray.data.statistics import statistics_of
 from pbd_ray.data.subsets import TRAINING, assign_subsets
 from pbd_ray.data.unannotated import find_videos
 from pbd_ray.report.data_statistics import draw_statistics, statistics_text
-from pbd_ray.report.output import check_output, write_files
+from pbd_ray.report.output import write_files
 
 _SHOWN = 20
 """Problems that are printed; all are in problems.txt."""

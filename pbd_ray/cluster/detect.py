@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pbd_ray.cluster.backend import backend, backend_steps
 from pbd_ray.cluster.detecting import detected_rows
 from pbd_ray.cluster.monitoring import say, throttled
+from pbd_ray.cluster.output import check_output
 from pbd_ray.cluster.preflight import usable_videos
 from pbd_ray.compression.blocks import from_detector
 from pbd_ray.config import (
@@ -32,7 +33,7 @@ from pbd_ray.data.unannotated import Unannotated, find_videos
 from pbd_ray.data.video import VideoError, probe_video, read_frames
 from pbd_ray.data.windows import Window
 from pbd_ray.detector.bundle import Bundle, load_bundle
-from pbd_ray.report.output import check_output, write_files
+from pbd_ray.report.output import write_files
 from pbd_ray.report.timeline import draw_timeline, strip_info, timeline_info
 from pbd_ray.search.evaluation import detections_of
 

@@ -12,6 +12,7 @@ import torch
 
 from pbd_ray.cluster.inputs import check_bundle
 from pbd_ray.cluster.monitoring import say
+from pbd_ray.cluster.output import check_output
 from pbd_ray.cluster.preflight import usable_videos
 from pbd_ray.compression.blocks import from_detector, to_detector, without_gaps
 from pbd_ray.config import ConfigError, Recipe, RunError, changed, one_line
@@ -23,7 +24,6 @@ from pbd_ray.detector.export.formats import FORMATS
 from pbd_ray.detector.whole_folder import whole_folder
 from pbd_ray.metrics.cost import cost_report
 from pbd_ray.report.model_card import CardFacts, model_card
-from pbd_ray.report.output import check_output
 from pbd_ray.search.certificate import CERTIFICATE, Certificate, certificates_text, wrote
 from pbd_ray.search.hashing import weights_hash
 from pbd_ray.search.known_map import known_test_map

@@ -13,6 +13,7 @@ from pbd_ray.cluster.holder import job_finished, submission_id
 from pbd_ray.cluster.inputs import check_bundle, given_teacher
 from pbd_ray.cluster.metrics_export import TEST_MAP
 from pbd_ray.cluster.monitoring import say
+from pbd_ray.cluster.output import check_output
 from pbd_ray.cluster.places import check_places
 from pbd_ray.cluster.preflight import usable_videos
 from pbd_ray.cluster.reporting import write_report
@@ -64,7 +65,7 @@ def _compress(recipe: Recipe, storage: Storage, owner: Owner) -> Summary:
         ledger = Ledger.open(storage, recipe, owner)
         ledger.record_quarantine(left_out)
         if teacher is None and ledger.teacher.read_bundle() is None:
-            with measuring(ledger.teacher, "fit") as measured:
+            with measuring(ledger.teacher, "fit", recipe.execution) as measured:
                 fitted = fit_uncompressed(recipe, split, source, ledger.scratch_uri())
                 measured |= fitted.measured
             teacher = packing.files(fitted.model, {"experiment": recipe.experiment.name})
@@ -97,6 +98,7 @@ def run_teacher(recipe: Recipe, output: Path, command: str) -> None:
     Raises:
         UserError: what the user can mend; also an `output` that is there already.
     """
+    check_output(output)
     if output.exists():
         raise ConfigError(f"--output {output} is there already")
     scratch = output.absolute().with_name(f"{output.name}.fit")

@@ -31,6 +31,7 @@ from ray.util.state import list_placement_groups
 import pbd_ray
 from pbd_ray.cluster.growth import asking, most_workers, refused
 from pbd_ray.cluster.monitoring import throttled
+from pbd_ray.cluster.output import inside_job
 from pbd_ray.config import Execution, UserError
 
 # Read by Ray Tune and by Ray Train's controller. A fit starts and ends some 10 s sooner than with Ray's
@@ -51,11 +52,6 @@ HEAD_RESOURCE = "node:__internal_head__"
 
 class ResourcesError(UserError):
     """The cluster cannot ever give what the recipe asks for, or did not within the deadline."""
-
-
-def inside_job() -> bool:
-    """Whether this process was started by `ray job submit`."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 @contextlib.contextmanager

@@ -9,17 +9,6 @@ from pathlib import Path
 from pbd_ray.config import ConfigError
 
 
-def check_output(output: str | Path) -> None:
-    """Refuse, before any work, a path that cannot become a directory of results.
-
-    Raises:
-        ConfigError: something else than a directory is there or on the way there.
-    """
-    there = next(path for path in (Path(output), *Path(output).parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigError(f"--output {output}: {there} is not a directory")
-
-
 def write_files(output: str | Path, files: Mapping[str, bytes]) -> None:
     """Write files into a directory, made if need be; every one appears whole.
 

@@ -84,7 +84,7 @@ def report_page(evidence: Evidence, rules: DetadRules | None = None) -> str:
         stop_reason=summary["stop_reason"],
         warnings=warnings_info(evidence),
         depth_map=depth_map_info(summary),
-        depths=_depths_table(depths),
+        depths=_depths_table(depths, headline),
         parts=[part for part in parts if part is not None],
         provenance=_provenance(evidence),
         quarantined=_texts("Videos left out", ("video", "reason"), summary["quarantined"]),
@@ -131,7 +131,7 @@ def _tiles(depths: Sequence[DepthInfo], headline: str) -> list[Tile]:
     ]
 
 
-def _depths_table(depths: Sequence[DepthInfo]) -> Table:
+def _depths_table(depths: Sequence[DepthInfo], headline: str) -> Table:
     columns = [
         "round",
         "dropped",
@@ -140,7 +140,7 @@ def _depths_table(depths: Sequence[DepthInfo]) -> Table:
         *(f"mAP@{tiou}" for tiou in depths[0].map),
         "average",
     ]
-    columns += ["less the teacher's (interval)", "MACs", "parameters", "latency"]
+    columns += [f"{headline} less the teacher's (interval)", "MACs", "parameters", "latency"]
     rows = []
     for depth in depths:
         less = "–" if depth.difference is None else signed(depth.difference, depth.low, depth.high)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pbd_ray.config import Execution
 from pbd_ray.report.evidence import Evidence
 
 TRAINING_FORWARDS = 3
@@ -36,7 +35,7 @@ class StageCost:
 def search_cost_info(evidence: Evidence) -> tuple[StageCost, ...]:
     """Every measured stage, in order. Where nothing was planned the expectation counts MACs: all that a stage
     ran forwards and backwards, racing's savings included, against the same stage of the first round."""
-    summary, execution = evidence.summary, evidence.recipe.execution
+    summary = evidence.summary
     entries = (summary["teacher"], *summary["rounds"])
     first: dict[str, tuple[float, float]] = {}
     found = []
@@ -54,7 +53,7 @@ def search_cost_info(evidence: Evidence) -> tuple[StageCost, ...]:
                 expected = base_seconds * work / base_work
             elif work and not resumed:
                 first[stage] = seconds, work
-            cpus, gpus = held_seconds(stage, facts, seconds, execution)
+            cpus, gpus = held_seconds(stage, facts)
             found.append(StageCost(number, stage, seconds, cpus / 3600, gpus / 3600, expected, resumed))
     return tuple(found)
 
@@ -118,13 +117,11 @@ def _went_on(facts: Mapping[str, Any], seconds: float) -> bool:
     return any(run["seconds"] > seconds for run in facts.get("learning_rates", {}).values())
 
 
-def held_seconds(
-    stage: str, facts: Mapping[str, Any], seconds: float, execution: Execution
-) -> tuple[float, float]:
+def held_seconds(stage: str, facts: Mapping[str, Any]) -> tuple[float, float]:
     """(CPU, GPU) seconds that a stage of measured.json held, busy or not."""
     if stage in RUNS:
         runs = facts.get("learning_rates", {}).values()
-        held = sum(run["seconds"] for run in runs) * execution.train_workers
+        held = sum(run["seconds"] for run in runs) * facts["train_workers"]
     else:
-        held = seconds * facts.get("workers", 1)
-    return held * execution.cpus_per_worker, held * execution.gpus_per_worker
+        held = facts["seconds"] * facts.get("workers", 1)
+    return held * facts["cpus_per_worker"], held * facts["gpus_per_worker"]

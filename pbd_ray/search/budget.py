@@ -22,7 +22,7 @@ def budget_reason(records: Sequence[RoundRecord], execution: Execution, plan: Fo
     most = execution.max_device_hours
     if most is None:
         return None
-    spent = [spent_hours(record, execution) for record in records]
+    spent = [spent_hours(record, execution.device) for record in records]
     last = spent[-1] if len(records) > 1 else 0.0
     following = max(last, 0.0 if plan is None else device_hours(plan, execution, len(records)))
     if sum(spent) + following <= most:
@@ -34,9 +34,9 @@ def budget_reason(records: Sequence[RoundRecord], execution: Execution, plan: Fo
     )
 
 
-def spent_hours(record: RoundRecord, execution: Execution) -> float:
-    """Hours of GPUs that a round held, of CPUs where it ran on these. Of a stage that was interrupted only
-    the last part is known."""
+def spent_hours(record: RoundRecord, device: str) -> float:
+    """Hours of GPUs that a round held, of CPUs where `device` is cpu. Of a stage that was interrupted only the
+    last part is known."""
+    kind = 1 if device == "cuda" else 0
     stages = record.measured.get("stages", {}).items()
-    held = [held_seconds(name, facts, float(facts["seconds"]), execution) for name, facts in stages]
-    return sum(gpus if execution.device == "cuda" else cpus for cpus, gpus in held) / 3600
+    return sum(held_seconds(name, facts)[kind] for name, facts in stages) / 3600

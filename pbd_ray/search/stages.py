@@ -110,7 +110,7 @@ class Stages:
             model, learning_rate, epoch, curves = task.student, None, 0, pa.table({})
             if self._aligns(decision.kept_blocks):
                 self.report(f"{label(task.round)}: align, {len(decision.kept_blocks)} blocks")
-                with measuring(folder, "align") as measured:
+                with measuring(folder, "align", self.recipe.execution) as measured:
                     found = self.steps.align(task)
                     measured |= found.measured
                 model, curves = found.model, found.curves

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pbd_ray.compression.candidates import SweepRows
-from pbd_ray.config import Recipe
+from pbd_ray.config import Execution, Recipe
 from pbd_ray.data.annotations import Annotations
 from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.race import Verdict, is_raced, judge, plan_race, videos_by_stage, videos_of_arms
@@ -78,7 +78,7 @@ class Sweeper:
         if not feed.ended:
             share = "" if feed.seen == 0 else f", {feed.seen:.0%} of them on record"
             self.report(f"{label(folder.round)}: {kind}, {len(seen[-1])} videos{share}")
-            with measuring(folder, kind, resumed=feed.seen > 0) as measured:
+            with measuring(folder, kind, self.recipe.execution, resumed=feed.seen > 0) as measured:
                 measured |= self.sweep(task, feed) or {}
             if not feed.ended:  # an interrupted cluster run may end without an error
                 raise RuntimeError(f"sweep {task.name} ended with {1 - feed.seen:.0%} of its videos missing")
@@ -99,8 +99,11 @@ def barrier_line(round: int, verdict: Verdict, videos: int, of: int) -> str:
 
 
 @contextmanager
-def measuring(folder: RoundFolder, stage: str, resumed: bool = False) -> Iterator[dict[str, Any]]:
-    """Time a stage into measured.json, along with the facts the caller puts into the mapping given.
+def measuring(
+    folder: RoundFolder, stage: str, execution: Execution, resumed: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Time a stage into measured.json, along with what a worker of it held and the facts that the caller puts
+    into the mapping given. Another start of the run may have workers of another size.
 
     Of a stage that a killed driver had begun, only the last part is timed: then `resumed` is true there.
     """
@@ -109,7 +112,12 @@ def measuring(folder: RoundFolder, stage: str, resumed: bool = False) -> Iterato
     yield facts
     seconds = time.perf_counter() - begin
     stored = folder.read_measured()
-    stages = stored.get("stages", {}) | {stage: {"seconds": seconds, "resumed": resumed, **facts}}
+    held = {
+        "cpus_per_worker": execution.cpus_per_worker,
+        "gpus_per_worker": execution.gpus_per_worker,
+        "train_workers": execution.train_workers,
+    }
+    stages = stored.get("stages", {}) | {stage: {"seconds": seconds, "resumed": resumed, **held, **facts}}
     folder.write_measured(stored | {"stages": stages})
 
 

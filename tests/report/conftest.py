@@ -124,11 +124,12 @@ def curves() -> pa.Table:
 
 def measured(seconds: float) -> dict[str, Any]:
     runs = {"0.0001": {"epochs": 3, "seconds": 30.0}, "0.001": {"epochs": 3, "seconds": 30.0}}
+    common = {"resumed": False, "cpus_per_worker": 0.5, "gpus_per_worker": 0.0, "train_workers": 1}
     return {
         "stages": {
-            "scores": {"seconds": seconds, "resumed": False, "workers": 2},
-            "align": {"seconds": 40.0, "resumed": False, "learning_rates": runs},
-            "evaluation": {"seconds": 3.0, "resumed": False, "workers": 2},
+            "scores": {"seconds": seconds, "workers": 2, **common},
+            "align": {"seconds": 40.0, "learning_rates": runs, **common},
+            "evaluation": {"seconds": 3.0, "workers": 2, **common},
         },
         "latency": {"p50_ms": 8.0, "p95_ms": 9.0},
     }

@@ -25,7 +25,6 @@ from pbd_ray.report.detection_report import (
     tious_of,
     write_report,
 )
-from pbd_ray.report.output import check_output
 
 MEASURES = Measures((0.3, 0.5), THUMOS14, replicates=50)
 GROUND_TRUTH: dict[str, Any] = {
@@ -227,14 +226,6 @@ def test_files_are_written_whole(files: Callable[..., tuple[Path, Path]], tmp_pa
     assert json.loads((folder / "metrics.json").read_text()) == metrics_json(report)
     assert json.loads((folder / "detad.json").read_text()) == detad_json(report.detad)
     assert sum((folder / name).read_bytes().startswith(b"\x89PNG") for name in names) == 4
-
-
-def test_output_that_is_no_directory(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    check_output(tmp_path / "new" / "out")
-    for path in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(ConfigError, match="file is not a directory"):
-            check_output(path)
 
 
 ODD = [None, True, -1, 0, 1e308, -1e308, 1e-300, 10**400, float("nan"), float("inf")]

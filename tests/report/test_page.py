@@ -113,7 +113,8 @@ def test_a_runner_up(text: str, parse: Parse) -> None:
 
 def test_learning_rates_that_did_not_end(evidence: Evidence, parse: Parse) -> None:
     runs = {"0.1": {"epochs": 0, "seconds": 0.0, "diverged": "loss nan at step 0"}}
-    stages = {"align": {"seconds": 1.0, "resumed": False, "learning_rates": runs}}
+    held = {"cpus_per_worker": 1.0, "gpus_per_worker": 0.0, "train_workers": 1}
+    stages = {"align": {"seconds": 1.0, "resumed": False, "learning_rates": runs, **held}}
     curves = evidence.rounds[0].curves
     assert curves is not None
     halved = curves.set_column(

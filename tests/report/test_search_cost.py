@@ -23,6 +23,16 @@ def test_held_resources(stages: dict[tuple[int, str], StageCost]) -> None:
     assert {stage.gpu_hours for stage in stages.values()} == {0.0}
 
 
+def test_a_round_with_other_workers(evidence: Evidence) -> None:
+    """A later start of the run had workers of another size: each round counts those that it had."""
+    scores = {**measured_of(evidence)["scores"], "cpus_per_worker": 4.0, "gpus_per_worker": 1.0}
+    rounds = [replace(evidence.rounds[0], measured={"stages": {"scores": scores}}), *evidence.rounds[1:]]
+    found = {(s.round, s.stage): s for s in search_cost_info(replace(evidence, rounds=rounds))}
+    assert found[1, "scores"].cpu_hours == pytest.approx(20 * 2 * 4 / 3600)
+    assert found[1, "scores"].gpu_hours == pytest.approx(20 * 2 / 3600)
+    assert found[3, "scores"].cpu_hours == pytest.approx(20 * 2 * 0.5 / 3600)
+
+
 def test_an_alignment_that_went_on(evidence: Evidence) -> None:
     """It took a second, its runs half a minute: most of it was done before, and nothing is measured by it."""
     stages = {**measured_of(evidence), "align": {**measured_of(evidence)["align"], "seconds": 1.0}}

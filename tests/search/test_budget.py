@@ -15,10 +15,12 @@ from pbd_ray.search.state import RoundRecord
 HOUR = 3600.0
 
 
-def record(round: int, **stages: float) -> RoundRecord:
-    """A round whose scoring pool has two workers; stage -> hours."""
+def record(round: int, cpus: float = 1.0, gpus: float = 0.0, **stages: float) -> RoundRecord:
+    """A round whose scoring pool has two workers that held `cpus` and `gpus` each; stage -> hours."""
+    held = {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "train_workers": 1}
     measured = {
-        name: {"seconds": hours * HOUR, "resumed": False, "workers": 2} for name, hours in stages.items()
+        name: {"seconds": hours * HOUR, "resumed": False, "workers": 2, **held}
+        for name, hours in stages.items()
     }
     evaluation: Any = None
     return RoundRecord(round, "", "", evaluation, measured={"stages": measured})
@@ -50,9 +52,15 @@ def test_reason(records: list[RoundRecord], most: float | None, expected: str | 
 
 
 def test_on_gpus_their_hours_count() -> None:
-    """Half a GPU a worker; CPUs are not counted."""
-    execution = Execution(device="cuda", gpus_per_worker=0.5, cpus_per_worker=8, max_device_hours=3.4)
-    assert budget_reason([TEACHER, FIRST], execution, None) == (
+    """Half a GPU a worker, as the stages held them; CPUs are not counted, those of rounds without GPUs either."""
+    execution = Execution(device="cuda", gpus_per_worker=1, cpus_per_worker=8, max_device_hours=3.4)
+    rounds = [
+        TEACHER,
+        FIRST,
+        record(2, 8, 0.5, evaluation=0.5),
+        record(3, 8, 0.5, scores=1.0, evaluation=0.5),
+    ]
+    assert budget_reason(rounds, execution, None) == (
         "2 GPU hours are spent and the next round may take 1.5, execution.max_device_hours 3.4"
     )
 
