@@ -30,8 +30,8 @@ def check_output(output: Path) -> None:
 
 
 def with_lasting_run_dir(recipe: Recipe) -> Recipe:
-    """The recipe, its run directory in a place that outlives the job: `~/runs/NAME` of the driver's node where
-    a Ray job's recipe names none.
+    """The recipe, its run directory in a place that outlives the job: `~/runs/NAME` of the driver's node
+    where a Ray job's recipe has none.
 
     Raises:
         ConfigError: it names a relative path, and this is a Ray job.

@@ -35,8 +35,8 @@ def budget_reason(records: Sequence[RoundRecord], execution: Execution, plan: Fo
 
 
 def spent_hours(record: RoundRecord, device: str) -> float:
-    """Hours of GPUs that a round held, of CPUs where `device` is cpu. Of a stage that was interrupted only the
-    last part is known."""
+    """Hours of GPUs that a round held, of CPUs where `device` is cpu. Of a stage that was interrupted only
+    the last part is known."""
     kind = 1 if device == "cuda" else 0
     stages = record.measured.get("stages", {}).items()
     return sum(held_seconds(name, facts)[kind] for name, facts in stages) / 3600

@@ -33,7 +33,7 @@ def test_output_that_is_a_uri(uri: str) -> None:
 
 def test_relative_output(in_job: None, tmp_path: Path) -> None:
     check_output(tmp_path / "out")
-    with pytest.raises(ConfigError, match="^--output out: a Ray job runs in a copy of the code"):
+    with pytest.raises(ConfigError, match=r"^--output out: a Ray job runs in a copy of the code"):
         check_output(Path("out"))
 
 
@@ -47,5 +47,5 @@ def test_run_dir_in_a_job(in_job: None, tmp_path: Path, monkeypatch: pytest.Monk
     assert with_lasting_run_dir(load_recipe("demo")).run_dir == str(tmp_path / "runs" / "demo")
     for kept in ("/shared/run", "s3://bucket/run"):
         assert with_lasting_run_dir(load_recipe("demo", [f"run_dir={kept}"])).run_dir == kept
-    with pytest.raises(ConfigError, match="^run_dir runs/mine: a Ray job runs in a copy of the code"):
+    with pytest.raises(ConfigError, match=r"^run_dir runs/mine: a Ray job runs in a copy of the code"):
         with_lasting_run_dir(load_recipe("demo", ["run_dir=runs/mine"]))
