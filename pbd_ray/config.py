@@ -121,6 +121,12 @@ class GridConfig(Section):
     augmentation: Literal["full", "flip", "none"] = "full"
     """full: random resized crop, flip, photometric and geometric jitter; flip: centre crop and flip."""
 
+    @model_validator(mode="after")
+    def _crops_are_a_range(self) -> GridConfig:
+        if self.crop_ratio[0] > self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio {list(self.crop_ratio)} must ascend")
+        return self
+
 
 class BackboneConfig(Section):
     """VideoMAE (tubelet embedding, pre-norm transformer blocks)."""
@@ -149,6 +155,11 @@ class BackboneConfig(Section):
         if self.chunk_frames % self.tubelet_frames:
             raise ValueError(
                 f"chunk_frames {self.chunk_frames} is not a multiple of tubelet_frames {self.tubelet_frames}"
+            )
+        if self.position_table_pixels % self.patch_pixels:
+            raise ValueError(
+                f"position_table_pixels {self.position_table_pixels} is not a multiple of patch_pixels "
+                f"{self.patch_pixels}"
             )
         return self
 
@@ -184,6 +195,12 @@ class HeadConfig(Section):
     class_prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
 
     @model_validator(mode="after")
+    def _divisible(self) -> HeadConfig:
+        if self.channels % self.num_heads:
+            raise ValueError(f"channels {self.channels} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+    @model_validator(mode="after")
     def _one_range_a_level(self) -> HeadConfig:
         if len(self.regression_ranges) != self.levels:
             raise ValueError(
@@ -208,7 +225,7 @@ class PostprocessConfig(Section):
     max_detections: Count = 2000
     voting_iou: Fraction = 0.0
     """Segment voting threshold of the class-agnostic case; 0: no voting."""
-    external_top_classes: int = 0
+    external_top_classes: Annotated[int, Field(ge=0)] = 0
     """Multiply scores by an external video classifier's probability of its top classes; 0: off."""
 
 
@@ -291,9 +308,9 @@ class RacingConfig(Section):
     error_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Chance in a round that the best candidate is stopped on the way."""
     min_videos: Annotated[int, Field(ge=5)] = 10
-    """None is stopped before so many videos."""
+    """No candidate is stopped before so many videos."""
     min_instances: Count = 5
-    """None is stopped before so many instances of every class, or all there are of it."""
+    """No candidate is stopped before so many instances of every class, or all there are of it."""
     replicates: Annotated[int, Field(ge=100)] = 400
     """Subsamples of the videos from which the standard error of an mAP difference comes."""
 
@@ -304,7 +321,8 @@ class ScoringConfig(Section):
     criterion: Literal["map", "train_loss", "mse"] = "map"
     map_tiou: Annotated[float, Field(gt=0, le=1)] | Literal["average"] = 0.5
     saturation: Fraction = 0.98
-    """Above this undropped score ties of `map` go to average mAP, then train loss, then lower index."""
+    """Ties of `map` go to average mAP, then the lower index. Above this undropped score, and where all score
+    0, the training loss is measured as well and decides between the two."""
     video_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the fit videos that score, drawn once by seed (the release offers this)."""
     drops: tuple[Annotated[int, Field(ge=0)], ...] | None = None
@@ -369,6 +387,9 @@ class AlignmentConfig(Section):
     """From round 2 on, only learning rates within so many steps of the grid of the one that the round before
     chose; None: the whole grid in every round, as the paper does."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    later_epochs: Count | None = None
+    """Epochs of the rounds that drop more than half of `max_drops`, with the end of the cosine as far behind
+    them as in the others (the paper's ActivityNet trains 8, then 15); None: as many in all."""
     feature_loss: bool = True
     prediction_loss: bool = True
     temperature: Positive = 3.5
@@ -399,11 +420,11 @@ class AlignmentConfig(Section):
 
     @model_validator(mode="after")
     def _a_rung_ends_before_the_run(self) -> AlignmentConfig:
-        if self.halving is not None and self.halving.first_epochs >= self.optimizer.epochs:
-            raise ValueError(
-                f"halving.first_epochs {self.halving.first_epochs} is not less than optimizer.epochs "
-                f"{self.optimizer.epochs}"
-            )
+        for key, epochs in (("optimizer.epochs", self.optimizer.epochs), ("later_epochs", self.later_epochs)):
+            if self.halving is not None and epochs is not None and self.halving.first_epochs >= epochs:
+                raise ValueError(
+                    f"halving.first_epochs {self.halving.first_epochs} is not less than {key} {epochs}"
+                )
         return self
 
 
@@ -459,7 +480,8 @@ class Experiment(Section):
     autocast: Literal["none", "float16", "bfloat16"] = "none"
     """Precision of matrix products in every forward: training, scoring, evaluation, latency."""
     paper_protocol: bool = False
-    """Choose the epoch on test videos as the paper's release does; the report says so."""
+    """As the paper's release does: all of `data.fit_subset` is trained and scored on, and the test videos
+    choose epoch and learning rate; the report says so."""
     data: DataConfig
     detector: DetectorConfig = DetectorConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -509,6 +531,15 @@ class Experiment(Section):
             return self.stopping.max_drops
         given = self.scoring.drops
         return self.detector.backbone.depth // 4 if given is None else len(given)
+
+    def alignment_after(self, drops: int) -> AlignmentConfig:
+        """How a student that has lost so many blocks is aligned: `alignment`, `later_epochs` applied."""
+        config, epochs = self.alignment, self.alignment.later_epochs
+        if epochs is None or 2 * drops <= self.max_drops:
+            return config
+        longer = epochs - config.optimizer.epochs
+        schedule = {"epochs": epochs, "schedule_epochs": config.optimizer.schedule_epochs + longer}
+        return config.model_copy(update={"optimizer": config.optimizer.model_copy(update=schedule)})
 
 
 class Execution(Section):

@@ -161,6 +161,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "experiment.scoring.map_tiou": "average",
         "experiment.alignment.optimizer.epochs": 8,
         "experiment.alignment.optimizer.schedule_epochs": 10,
+        "experiment.alignment.later_epochs": 15,
         "experiment.alignment.optimizer.head_lr": 1e-3,
         "experiment.alignment.optimizer.batch_size": 16,
         "experiment.evaluation.tious": (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
@@ -380,6 +381,20 @@ def test_refused_file_is_named_in_one_line(text: str, message: str, tmp_path: Pa
 def test_unknown_recipe_lists_the_shipped_ones(name: str) -> None:
     with pytest.raises(ConfigError, match="neither a file nor one of: activitynet_videomae_s, demo, "):
         load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], [(8, 10), (15, 17), (15, 17)]),  # three drops: the paper's ActivityNet
+        (["stopping.max_drops=4"], [(8, 10), (8, 10), (15, 17), (15, 17)]),
+        (["alignment.later_epochs=null"], [(8, 10), (8, 10), (8, 10)]),
+    ],
+)
+def test_later_rounds_train_longer(overrides: list[str], expected: list[tuple[int, int]]) -> None:
+    experiment = load_recipe("activitynet_videomae_s", overrides).experiment
+    found = [experiment.alignment_after(drops).optimizer for drops in range(1, experiment.max_drops + 1)]
+    assert [(each.epochs, each.schedule_epochs) for each in found] == expected
 
 
 def test_sections_are_frozen(small: str) -> None:

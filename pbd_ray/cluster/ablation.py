@@ -35,7 +35,7 @@ from pbd_ray.search.ablation import OURS, Run, run_recipe
 from pbd_ray.search.ablation_results import RunReader, ablation_table
 from pbd_ray.search.ablation_run import RunTask
 from pbd_ray.search.ablation_tables import TablePlan, runs_of
-from pbd_ray.search.footprint import compression_footprint
+from pbd_ray.search.footprint import compression_footprint, teacher_footprint
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.owner import Owner, owned
 from pbd_ray.search.storage import Storage
@@ -124,10 +124,14 @@ def _task(base: Recipe, run: Run) -> RunTask | None:
 
 
 def _bytes(base: Recipe, plan: Sequence[TablePlan], split: Split) -> int:
-    """What all runs write at most; which blocks they drop makes no difference."""
+    """What all runs write at most; which blocks they drop makes no difference. Only the teacher's fit leaves
+    checkpoints: runs keep theirs in memory."""
     blocks = range(base.experiment.max_drops)
     recipes = [run_recipe(base, run, _place(base, run), blocks) for run in runs_of(plan)]
-    return sum(compression_footprint(recipe.experiment, split).total for recipe in recipes)
+    runs = [compression_footprint(recipe.experiment, split) for recipe in recipes]
+    fits = base.experiment.teacher.source == "train"
+    teacher = teacher_footprint(base.experiment, len(split.fit.classes)).total if fits else 0
+    return teacher + sum(run.bundles + run.tables for run in runs)
 
 
 def _tables(

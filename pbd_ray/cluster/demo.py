@@ -32,7 +32,8 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from pbd_ray.cluster.monitoring import say
+from pbd_ray.cluster.monitoring import exit_status, say
+from pbd_ray.config import RunError
 
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 500_000_000
@@ -101,10 +102,27 @@ def _cluster() -> Iterator[str]:
                 stderr=subprocess.STDOUT,
             )
         try:
+            _await_start(head, dashboard_port, Path(folder, "start.log"))
             yield f"http://{_LOOPBACK}:{dashboard_port}"
         finally:
             head.terminate()
             head.wait()
+
+
+def _await_start(head: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Wait until somebody listens on the dashboard's port.
+
+    Raises:
+        RunError: `ray start` has ended, with its last line; or it takes more than two minutes.
+    """
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((_LOOPBACK, port), timeout=1.0):
+            return
+        if head.poll() is not None or time.monotonic() > deadline:
+            told = log.read_text(errors="replace").strip().splitlines()
+            raise RunError(f"Ray does not start: {told[-1] if told else 'it says nothing'}")
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager
@@ -162,4 +180,4 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

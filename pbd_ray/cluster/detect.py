@@ -7,7 +7,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -104,6 +104,8 @@ def run_detection(
     videos = [video for video in split.test.videos if video.id not in failed]
     if not videos:
         raise VideoError(f"none of {len(found.videos)} videos can be decoded; {next(iter(failed.values()))}")
+    whole = pa.array([video.id for video in videos])  # a video may have failed the second detector only
+    outcomes = [replace(one, table=one.table.filter(pc.is_in(one.table["video"], whole))) for one in outcomes]
     write_files(output, _tables(outcomes, videos, bundles[0].classes))
     progress = throttled(recipes[0].execution.progress_seconds)
     for number, video in enumerate(videos, 1):
@@ -178,13 +180,12 @@ def _tables(
     files = {}
     paths = {video.id: video.path for video in videos}
     for stem, outcome in zip(("detections", "detections_beside"), outcomes, strict=False):
-        table = outcome.table.filter(pc.is_in(outcome.table["video"], pa.array(list(paths))))
-        text = json.dumps(detections_to_json(table, classes), indent=1, allow_nan=False)
+        text = json.dumps(detections_to_json(outcome.table, classes), indent=1, allow_nan=False)
         files[f"{stem}.json"] = f"{text}\n".encode()
         stream = io.StringIO(newline="")
         writer = csv.writer(stream)
         writer.writerow(("video", "label", "start_seconds", "end_seconds", "score", "file"))
-        columns = (table[name].to_pylist() for name in ("video", "label", "start", "end", "score"))
+        columns = (outcome.table[name].to_pylist() for name in ("video", "label", "start", "end", "score"))
         for id_, label, start, end, score in zip(*columns, strict=True):
             writer.writerow((id_, classes[label], start, end, score, paths[id_]))
         files[f"{stem}.csv"] = stream.getvalue().encode("utf-8", "surrogateescape")

@@ -37,7 +37,7 @@ def detected_rows(
     def keep(work: Work, table: pa.Table) -> None:
         tables[work.piece.index] = table
         first = work.piece.videos[0]
-        progress(f"test video {len(tables)} of {len(plan)}, {first}: {table.num_rows} detections")
+        progress(f"video {len(tables)} of {len(plan)}, {first}: {table.num_rows} detections")
 
     def tell(work: Work, error: UserError) -> None:
         assert lost is not None

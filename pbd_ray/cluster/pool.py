@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from pbd_ray.cluster.metrics_export import DECODE_WAIT, RETRIES
 from pbd_ray.cluster.scoring_worker import ScoringWorker, WorkerSpec
@@ -87,9 +87,23 @@ class ScoringPool:
         }
 
     def latency(self, model: Model) -> dict[str, float]:
-        """Latency on one worker while the others are idle."""
-        self._grow(1)
-        measured: dict[str, float] = ray.get(self.workers[0].latency.remote(model))
+        """Latency on one worker while the others are idle.
+
+        Raises:
+            WorkersLost: it died, and so did `task_retries` others in its place.
+        """
+        weights = ray.put(model)
+        for left in reversed(range(self._execution.task_retries + 1)):
+            self._grow(1)
+            worker = self.workers[0]
+            try:
+                measured: dict[str, float] = ray.get(worker.latency.remote(weights))
+                break
+            except RayActorError as error:
+                RETRIES.add(1)
+                self.replace(worker)
+                if not left:
+                    raise WorkersLost(f"latency: {one_line(error)[:300]}") from None
         return measured
 
     def release(self) -> None:
@@ -155,7 +169,7 @@ class _Sweep:
             worker, work = self._running.pop(reference)
             try:
                 result = ray.get(reference)
-            except RayActorError as error:
+            except (RayActorError, ObjectLostError) as error:  # the latter: its node, with what it returned
                 self._replace(worker, work, error)
                 self._hand_out()
                 continue
@@ -184,7 +198,7 @@ class _Sweep:
             score = worker.score.options(name=f"ScoringWorker.score {self._task.name}")
             self._running[score.remote(work)] = (worker, work)
 
-    def _replace(self, worker: Any, work: Work | None, error: RayActorError) -> None:
+    def _replace(self, worker: Any, work: Work | None, error: RayError) -> None:
         index = None if work is None else work.piece.index
         self._losses[index] += 1
         RETRIES.add(1)

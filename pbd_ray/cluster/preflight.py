@@ -17,7 +17,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, Worker
 from pbd_ray.cluster.metrics_export import QUARANTINED
 from pbd_ray.cluster.monitoring import Status, say
 from pbd_ray.cluster.session import worker_capacity, worker_resources
-from pbd_ray.config import Recipe, RunError, UserError, one_line
+from pbd_ray.config import ConfigError, Recipe, RunError, UserError, one_line
 from pbd_ray.data.annotations import Split, Video
 from pbd_ray.data.examine import Finding, examine
 from pbd_ray.data.quarantine import NOTHING, Quarantine, quarantine
@@ -36,7 +36,8 @@ def usable_videos(
         stored: what the first start of the run left out; None: this is the first.
 
     Raises:
-        UserError: too many videos cannot be used, or, where the run began without it, any other one.
+        UserError: too many videos cannot be used, or, where the run began without it, any other one; fewer
+            are left to train on than there are `train_workers`.
     """
     generating = Status("generating videos", recipe.execution.progress_seconds)
     source = local_source(recipe, lambda done, of: generating(done / of, f"{done} of {of}"))
@@ -44,6 +45,9 @@ def usable_videos(
     if recipe.experiment.data.source == "files":
         split, left_out = _examined(recipe, split, source, stored)
     QUARANTINED.set(len(left_out.reasons))
+    workers, fit = recipe.execution.train_workers, len(split.fit.videos)
+    if 0 < fit < workers:  # 0: nothing is trained
+        raise ConfigError(f"execution.train_workers {workers} is more than the {fit} fit videos")
     counts = ", ".join(f"{len(part.videos)} {name}" for name, part in split.parts.items() if part.videos)
     say(f"videos: {counts}; {len(split.fit.classes)} classes; in {source.data_root}")
     return split, source, left_out

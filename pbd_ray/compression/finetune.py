@@ -320,7 +320,8 @@ class FineTuning:
         trained = [p for p in self.student.parameters() if p.requires_grad]
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(trained, self.config.optimizer.clip_norm)
-        if not self.scaler.is_enabled():  # the scaler skips such a step and goes on with a lower scale
+        # A scaler skips such a step and goes on with a lower scale, as long as the scale can be to blame.
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
             self._require_finite("gradient norm", float(norm))
         self.scaler.step(self.optimizer)
         self.scaler.update()

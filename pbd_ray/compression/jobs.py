@@ -52,7 +52,9 @@ def alignment_job(
     recipe: Recipe, split: Split, source: VideoSource, round_number: int, student: Model, teacher: Model
 ) -> FineTuneJob:
     """The job of a round; the learning rate is set by the grid."""
-    return _job(recipe, split, source, recipe.experiment.alignment, round_number, student, teacher)
+    drops = recipe.experiment.detector.backbone.depth - len(student.kept_blocks)
+    config = recipe.experiment.alignment_after(drops)
+    return _job(recipe, split, source, config, round_number, student, teacher)
 
 
 def teacher_job(recipe: Recipe, split: Split, source: VideoSource, say: Callable[[str], None]) -> FineTuneJob:
@@ -108,9 +110,8 @@ def _job(
     student: Model,
     teacher: Model | None,
 ) -> FineTuneJob:
-    experiment, execution = recipe.experiment, recipe.execution
     return FineTuneJob(
-        experiment=experiment,
+        experiment=recipe.experiment,
         config=config,
         round=round_number,
         grid_index=0,
@@ -118,8 +119,7 @@ def _job(
         student=student,
         teacher=teacher,
         fit=split.fit,
-        # The paper's release chooses the epoch on test videos: a leak, offered under its name only.
-        selection=split.test if experiment.paper_protocol else split.selection,
+        selection=split.selection,
         source=source,
-        window_batch=execution.window_batch,
+        window_batch=recipe.execution.window_batch,
     )

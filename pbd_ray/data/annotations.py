@@ -124,21 +124,16 @@ class Split:
 
 
 def load_annotations(
-    path: str | Path,
-    classes: Sequence[str] | None = None,
-    class_agnostic: bool = False,
-    as_published: bool = False,
+    path: str | Path, classes: Sequence[str] | None = None, class_agnostic: bool = False
 ) -> Annotations:
     """Read and check an ActivityNet-form file.
 
-    Instances of zero length are left out and instances reaching outside [0, duration] are clipped to it (left
-    out when nothing remains); both are counted in one logged warning.
+    Instances of zero length or outside their video stay as they are, as the official evaluators count them
+    (THUMOS14 has 30 that lie wholly outside their video).
 
     Args:
         classes: names in label order; None: every label of the file, sorted.
         class_agnostic: every label becomes 0 and the classes ('action',); `classes` is not looked at.
-        as_published: keep instances of zero length or outside the video untouched, as the official evaluators
-            count them (THUMOS14 has 30 that lie wholly outside their video).
 
     Raises:
         AnnotationError: naming file, field and value.
@@ -150,7 +145,7 @@ def load_annotations(
     names = AGNOSTIC_CLASSES if class_agnostic else _class_names(path, classes, entries)
     label_of = None if class_agnostic else {name: label for label, name in enumerate(names)}
     counts: Counter[str] = Counter()
-    videos = tuple(_video(id_, entry, label_of, as_published, counts) for id_, entry in entries)
+    videos = tuple(_video(id_, entry, label_of, counts) for id_, entry in entries)
     _warn(path, counts)
     return Annotations(names, videos)
 
@@ -211,13 +206,17 @@ def annotations_to_json(annotations: Annotations, version: str) -> dict[str, Any
     return {"version": version, "database": database}
 
 
-def split(annotations: Annotations, data_config: DataConfig, seed: int) -> Split:
+def split(
+    annotations: Annotations, data_config: DataConfig, seed: int, paper_protocol: bool = False
+) -> Split:
     """Fit, selection and test videos as the recipe says, each in file order.
 
     Which videos a `selection_fraction` draws depends on the fit ids and the seed alone.
 
     Args:
         seed: of the experiment; `split_seed` goes before it.
+        paper_protocol: all videos of `fit_subset` fit, and the test videos select, as in the paper's release:
+            a leak, offered under its name only.
 
     Raises:
         AnnotationError: a part is empty, or two parts would share videos.
@@ -237,7 +236,12 @@ def split(annotations: Annotations, data_config: DataConfig, seed: int) -> Split
             )
         taken[subset] = key
     fit = annotations.subset(data_config.fit_subset)
-    if data_config.selection_subset is None:
+    test = annotations.subset(data_config.test_subset)
+    blocked = set(data_config.blocked_videos)
+    test = test.select(video.id for video in test.videos if video.id not in blocked)
+    if paper_protocol:
+        selection = test
+    elif data_config.selection_subset is None:
         ids = sorted(video.id for video in fit.videos)
         size = min(len(ids), max(1, round(data_config.selection_fraction * len(ids))))
         rng = np.random.default_rng(seed if data_config.split_seed is None else data_config.split_seed)
@@ -246,9 +250,6 @@ def split(annotations: Annotations, data_config: DataConfig, seed: int) -> Split
         fit = fit.select(video.id for video in fit.videos if video.id not in drawn)
     else:
         selection = annotations.subset(data_config.selection_subset)
-    test = annotations.subset(data_config.test_subset)
-    blocked = set(data_config.blocked_videos)
-    test = test.select(video.id for video in test.videos if video.id not in blocked)
     parts = Split(fit, selection, test)
     for name, part in parts.parts.items():
         if not part.videos:
@@ -335,9 +336,7 @@ def _class_names(
     return tuple(sorted(found - {AMBIGUOUS}))
 
 
-def _video(
-    id_: str, entry: JsonNode, label_of: dict[str, int] | None, as_published: bool, counts: Counter[str]
-) -> Video:
+def _video(id_: str, entry: JsonNode, label_of: dict[str, int] | None, counts: Counter[str]) -> Video:
     entry.check_inside_root(id_)
     duration = entry.member("duration").positive()
     frames, fps = _frames_and_fps(entry, duration, counts)
@@ -350,16 +349,6 @@ def _video(
             continue
         if label_of is not None and label not in label_of:
             raise label_node.error("expected one of the classes")
-        if not as_published:
-            if start == end:
-                counts["instances of zero length left out"] += 1
-                continue
-            clipped = min(max(start, 0.0), duration), min(max(end, 0.0), duration)
-            if clipped[0] == clipped[1]:
-                counts["instances outside their video left out"] += 1
-                continue
-            counts["instances clipped to their video"] += clipped != (start, end)
-            start, end = clipped
         segments.append((start, end))
         labels.append(0 if label_of is None else label_of[label])
     segment_array = np.array(segments, np.float64).reshape(-1, 2)

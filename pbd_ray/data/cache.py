@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ import numpy.typing as npt
 from pbd_ray.data.video import FrameReader
 
 _CHUNK_FRAMES = 256
+_PART = ".part"
+_ABANDONED_SECONDS = 3600.0
+"""A process that still fills a file has written to it since."""
 SPARE_BYTES = 500_000_000
 """Of the disk, left to others: a memory-mapped file that outgrows its disk kills the process."""
 
@@ -35,8 +39,9 @@ class FrameCache:
 
     def open(
         self, path: str, short_side: int, wanted: npt.NDArray[np.int64], annotated_frames: int
-    ) -> CachedFrames | None:
-        """The frames `wanted` of a file, decoded on first use; None where the budget holds no more.
+    ) -> CachedFrames | FrameReader:
+        """The frames `wanted` of a file, decoded on first use; a reader of the file where the budget holds no
+        more.
 
         Args:
             wanted: all frame indices that will ever be asked for, ascending.
@@ -46,8 +51,11 @@ class FrameCache:
             VideoError: the file, or a frame of it, cannot be read, or it is not the annotated one.
         """
         file = self.directory / f"{_key(path, short_side, wanted)}.npy"
-        if not file.exists() and not self._fill(file, path, short_side, wanted, annotated_frames):
-            return None
+        if not file.exists():
+            reader = FrameReader(path, short_side)
+            reader.check_frames(annotated_frames)
+            if not self._fill(file, reader, wanted):
+                return reader
         return CachedFrames(wanted, np.load(file, mmap_mode="r", allow_pickle=False))
 
     def shortfall_bytes(self) -> int:
@@ -55,22 +63,19 @@ class FrameCache:
         used = self._used_bytes() if self.directory.is_dir() else 0
         return max(0, self.budget_bytes - used - (free_bytes(self.directory) - SPARE_BYTES))
 
-    def _fill(
-        self, file: Path, path: str, short_side: int, wanted: npt.NDArray[np.int64], annotated_frames: int
-    ) -> bool:
-        reader = FrameReader(path, short_side)
-        reader.check_frames(annotated_frames)
+    def _fill(self, file: Path, reader: FrameReader, wanted: npt.NDArray[np.int64]) -> bool:
         first = reader.read(wanted[:1])
         shape = (len(wanted), *first.shape[1:])
         self.directory.mkdir(parents=True, exist_ok=True)
         size = int(np.prod(shape))
         if self._used_bytes() + size > self.budget_bytes or size > free_bytes(self.directory) - SPARE_BYTES:
             return False
-        part = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+        part = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}{_PART}")
         try:
             frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
             for start in range(0, len(wanted), _CHUNK_FRAMES):
                 frames[start : start + _CHUNK_FRAMES] = reader.read(wanted[start : start + _CHUNK_FRAMES])
+                os.utime(part)  # what is written through a map dates the file only when it gets to the disk
             frames.flush()
             part.replace(file)
         finally:
@@ -78,10 +83,15 @@ class FrameCache:
         return True
 
     def _used_bytes(self) -> int:
-        used = 0
+        """Of all files; what killed processes have left half-written is removed."""
+        used, now = 0, time.time()
         for entry in os.scandir(self.directory):
             with contextlib.suppress(FileNotFoundError):  # another process has just renamed its part
-                used += entry.stat().st_size
+                stat = entry.stat()
+                if entry.name.endswith(_PART) and now - stat.st_mtime > _ABANDONED_SECONDS:
+                    Path(entry.path).unlink()
+                else:
+                    used += stat.st_size
         return used
 
 

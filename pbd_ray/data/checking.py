@@ -81,6 +81,7 @@ def check_data(written: Written, findings: Iterable[Finding], path: str) -> Chec
     problems = list(written.problems)
     by_id = {video.id: video for video in written.videos}
     kept: dict[str, list[WrittenInstance]] = {}
+    of_file: dict[str, str] = {}
     usable: list[Finding] = []
     short_sides = []
     for finding in sorted(findings, key=lambda finding: (finding.video.subset, finding.video.id)):
@@ -88,6 +89,11 @@ def check_data(written: Written, findings: Iterable[Finding], path: str) -> Chec
         reason = finding.problem or _other_length(finding, video)
         if reason is not None:
             problems.append(Problem("video cannot be used", reason))
+            continue
+        first = of_file.setdefault(finding.video.path, video.id)
+        if first != video.id:
+            line = f"{finding.video.path}: the file of video {first!r} is that of {video.id!r} too, left out"
+            problems.append(Problem("video there twice", line))
             continue
         assert finding.probe is not None
         if finding.video.subset == TRAINING:

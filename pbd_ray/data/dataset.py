@@ -119,9 +119,7 @@ def _opened(
     """The video's frames, and the video with its file's frame count where the annotations give none."""
     path, short_side = video_file(video, data_root), max(short_side, grid.crop_pixels)
     if cache is not None and video.frames:
-        cached = cache.open(path, short_side, grid_frames(video, grid), video.frames)
-        if cached is not None:
-            return video, cached
+        return video, cache.open(path, short_side, grid_frames(video, grid), video.frames)
     reader = FrameReader(path, short_side)
     if not video.frames:
         return with_probe(video, reader.probe), reader

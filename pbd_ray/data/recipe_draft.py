@@ -91,7 +91,7 @@ def draft_recipe(
 # (teacher.start=pretrained pretrained_weights=FILE): from random ones it needs many hours of video.
 
 experiment:
-  name: {json.dumps(name)}
+  name: {json.dumps(name, ensure_ascii=False)}
   seed: 0
 
   data:
@@ -163,8 +163,8 @@ experiment:
     headline_tiou: 0.5
 
 execution:
-  data_root: {json.dumps(data_root)}
-  annotations: {json.dumps(annotation_file)}
+  data_root: {json.dumps(data_root, ensure_ascii=False)}
+  annotations: {json.dumps(annotation_file, ensure_ascii=False)}
   device: cpu # with a GPU a worker: device=cuda gpus_per_worker=1, and autocast=float16
   max_workers: 2
   cpus_per_worker: 1

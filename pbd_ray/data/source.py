@@ -62,18 +62,17 @@ def load_split(recipe: Recipe, say: Callable[[str], None]) -> Split:
         ConfigError: `execution.annotations` is not set, or an external classifier has nothing to name.
         AnnotationError: a file, or the split it is asked for, is wrong.
     """
-    data = recipe.experiment.data
+    experiment = recipe.experiment
+    data, seed, paper = experiment.data, experiment.seed, experiment.paper_protocol
     if recipe.execution.external_classifier is not None and not data.class_agnostic:
         raise ConfigError("execution.external_classifier is set but data.class_agnostic is false")
     if data.synthetic is not None:
-        return split(synthetic.annotate(data.synthetic), data, recipe.experiment.seed)
+        return split(synthetic.annotate(data.synthetic), data, seed, paper)
     if recipe.execution.annotations is None:
         raise ConfigError("execution.annotations is not set: name the annotation file")
     # As the official evaluators count: THUMOS14 has instances that lie outside their video.
-    annotations = load_annotations(
-        recipe.execution.annotations, data.classes, data.class_agnostic, as_published=True
-    )
-    parts = split(annotations, data, recipe.experiment.seed)
+    annotations = load_annotations(recipe.execution.annotations, data.classes, data.class_agnostic)
+    parts = split(annotations, data, seed, paper)
     return _named(recipe, parts, say) if data.class_agnostic else parts
 
 
@@ -92,9 +91,7 @@ def _named(recipe: Recipe, parts: Split, say: Callable[[str], None]) -> Split:
         say(f"{what}: detections stay without a class, and every mAP is class-agnostic AP")
         return parts
     assert recipe.execution.annotations is not None
-    published = load_annotations(
-        recipe.execution.annotations, recipe.experiment.data.classes, as_published=True
-    )
+    published = load_annotations(recipe.execution.annotations, recipe.experiment.data.classes)
     ids = [video.id for video in parts.everything().videos]
     probabilities = read_probabilities(path, published.classes, ids)
 

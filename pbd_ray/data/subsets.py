@@ -96,5 +96,6 @@ def _roles(videos: Sequence[WrittenVideo], path: str, test_names: Sequence[str])
 
 
 def _first(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The name that is called like the first of `wanted` that is there, whatever its capitals."""
-    return next(((name,) for want in wanted for name in names if name.lower() == want), ())
+    """The names that are called like the first of `wanted` that is there, whatever their capitals."""
+    found = (tuple(name for name in names if name.lower() == want) for want in wanted)
+    return next(filter(None, found), ())

@@ -73,11 +73,6 @@ class Macs:
     def total(self) -> int:
         return self.backbone + self.head
 
-    @property
-    def block_share(self) -> float:
-        """What one block is of the total: what dropping it saves. All blocks cost the same."""
-        return next(iter(self.blocks.values())) / self.total
-
 
 @dataclass(frozen=True)
 class CostReport:

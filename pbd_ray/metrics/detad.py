@@ -92,7 +92,7 @@ def diagnose(annotations: Annotations, detections: pa.Table, rules: DetadRules =
     """The whole analysis.
 
     Args:
-        annotations: the videos of the subset, as published (`load_annotations(..., as_published=True)`).
+        annotations: the videos of the subset, as published (`load_annotations(...)`).
         detections: DETECTION_SCHEMA; those of other videos are background errors.
 
     Raises:

@@ -86,7 +86,7 @@ def evaluate_files(
     Raises:
         UserError: a file, the subset, or what the two files have to do with each other is wrong.
     """
-    annotations = load_annotations(ground_truth, as_published=True)
+    annotations = load_annotations(ground_truth)
     videos = annotations.subset(subset)
     if not videos.videos:
         counted = sorted(Counter(video.subset for video in annotations.videos).items())

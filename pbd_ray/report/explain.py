@@ -77,7 +77,15 @@ def candidates_info(entry: Mapping[str, Any], origin: OriginInfo) -> tuple[Candi
             return f"rolled back in round {origin.tried[block]}"
         return "stopped by racing" if facts["stopped"] else ""
 
-    found = [
+    def order(item: tuple[str, Mapping[str, Any]]) -> tuple[bool, bool, float, float, float, int]:
+        """As `compression.choice` prefers them."""
+        block, facts = int(item[0]), item[1]
+        score = math.inf if facts["score"] is None else sign * facts["score"]
+        loss = math.inf if facts["train_loss"] is None else facts["train_loss"]
+        ties = -(facts["average_map"] or 0.0), loss, block
+        return block != entry["dropped_block"], facts["stopped"], score, *ties
+
+    return tuple(
         CandidateInfo(
             block=int(block),
             score=facts["score"],
@@ -88,14 +96,8 @@ def candidates_info(entry: Mapping[str, Any], origin: OriginInfo) -> tuple[Candi
             stopped=facts["stopped"],
             fate=fate(int(block), facts),
         )
-        for block, facts in entry["candidates"].items()
-    ]
-
-    def order(candidate: CandidateInfo) -> tuple[bool, bool, float, int]:
-        score = math.inf if candidate.score is None else sign * candidate.score
-        return candidate.block != entry["dropped_block"], candidate.stopped, score, candidate.block
-
-    return tuple(sorted(found, key=order))
+        for block, facts in sorted(entry["candidates"].items(), key=order)
+    )
 
 
 def explain_text(summary: Mapping[str, Any], round: int) -> str:

@@ -43,7 +43,7 @@ def search_cost_info(evidence: Evidence) -> tuple[StageCost, ...]:
         before = entries[_parent(entries, number)]
         for stage, facts in depth.measured.get("stages", {}).items():
             seconds = float(facts["seconds"])
-            resumed = bool(facts["resumed"]) or _went_on(facts, seconds)
+            resumed = bool(facts["resumed"])
             work = _work(stage, facts, entry, before, summary["teacher"])
             expected = None
             if evidence.plan is not None:
@@ -108,13 +108,8 @@ def whole_stages(measured: Mapping[int, Mapping[str, Any]]) -> dict[tuple[int, s
         (round, stage): float(facts["seconds"])
         for round, found in measured.items()
         for stage, facts in found.get("stages", {}).items()
-        if not facts["resumed"] and not _went_on(facts, float(facts["seconds"]))
+        if not facts["resumed"]
     }
-
-
-def _went_on(facts: Mapping[str, Any], seconds: float) -> bool:
-    """Whether a learning rate trained for longer than the stage took: then some of it was done before."""
-    return any(run["seconds"] > seconds for run in facts.get("learning_rates", {}).values())
 
 
 def held_seconds(stage: str, facts: Mapping[str, Any]) -> tuple[float, float]:

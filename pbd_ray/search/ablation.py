@@ -95,8 +95,10 @@ def run_recipe(base: Recipe, run: Run, run_dir: str, order: Sequence[int] | None
     if run.arm.kind == "ordered":
         assert order is not None, "the order is known before an arm that follows it is run"
         changes["scoring.drops"] = list(order)
+    # Loggers are Ray Tune's, and a cap would end some arms before others.
+    alone: dict[str, Any] = {"backend": "local", "loggers": [], "max_device_hours": None}
     name = f"{base.experiment.name}-{run.arm.name}"
-    return changed(base, {**changes, "name": name, "seed": run.seed, "run_dir": run_dir, "backend": "local"})
+    return changed(base, {**changes, **alone, "name": name, "seed": run.seed, "run_dir": run_dir})
 
 
 def variant(base: Recipe, name: str, changes: Mapping[str, Any], kind: Kind = "free") -> Arm:
@@ -106,14 +108,16 @@ def variant(base: Recipe, name: str, changes: Mapping[str, Any], kind: Kind = "f
 
 def one_shot(base: Recipe, blocks: Sequence[int]) -> Arm:
     """All blocks at once, then one alignment as long as those of our rounds together (Table B)."""
-    optimizer, rounds = base.experiment.alignment.optimizer, len(blocks)
+    experiment = base.experiment
+    rounds = [experiment.alignment_after(drops).optimizer for drops in range(1, len(blocks) + 1)]
     return Arm(
         f"one-shot-{'-'.join(map(str, blocks))}",
         {
             "scoring.drops": list(blocks),
             "alignment.rounds": "last",
-            "alignment.optimizer.epochs": rounds * optimizer.epochs,
-            "alignment.optimizer.schedule_epochs": rounds * optimizer.schedule_epochs,
+            "alignment.optimizer.epochs": sum(optimizer.epochs for optimizer in rounds),
+            "alignment.optimizer.schedule_epochs": sum(optimizer.schedule_epochs for optimizer in rounds),
+            "alignment.later_epochs": None,
         },
     )
 

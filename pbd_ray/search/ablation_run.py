@@ -35,7 +35,8 @@ class RunTask:
         if self.swaps is not None:
             parent = Ledger.existing(self.swaps).round(last).read_commit()
             return parent is not None and is_swapped(ledger.storage, parent["result"])
-        return ledger.round(last).read_commit() is not None
+        summary = ledger.storage.read_json("summary.json")
+        return summary is not None and summary["stop_reason"] is not None
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,13 +65,13 @@ def compress(
     """
     _require_videos(recipe, split)
     stages = Stages(recipe, split, steps, ledger, to_bundle, from_bundle, cost, report)
-    original = _open_teacher(stages, teacher)
-    records = list(ledger.committed())
+    records, plan = list(ledger.committed()), ledger.plan(recipe)
+    over = bool(records) and _stop_reason(recipe, records, plan) is not None
+    original = _open_teacher(stages, teacher, over)
     for record in records:
         report(f"{label(record.round)}: on record, result {record.result[:12]}")
     if not records:
         records.append(_commit(stages, TEACHER_ROUND, original))
-    plan = ledger.plan(recipe)
     while (reason := _stop_reason(recipe, records, plan)) is None:
         _write_summary(ledger, records, None)
         publish()
@@ -115,8 +115,12 @@ def _commit(stages: Stages, number: int, model: Model) -> RoundRecord:
     return record
 
 
-def _open_teacher(stages: Stages, files: Mapping[str, bytes] | None) -> Model:
-    """The teacher in the ledger, put there if this is the first start; and the environment on record."""
+def _open_teacher(stages: Stages, files: Mapping[str, bytes] | None, over: bool) -> Model:
+    """The teacher in the ledger, put there if this is the first start; and the environment on record.
+
+    Args:
+        over: the run has come to its end.
+    """
     ledger, folder = stages.ledger, stages.ledger.teacher
     if folder.read_bundle() is None:
         assert files is not None, "a new run needs its teacher"
@@ -128,7 +132,7 @@ def _open_teacher(stages: Stages, files: Mapping[str, bytes] | None) -> Model:
     left_out = quarantine_hash(ledger.quarantine())
     data_hash = split_hash(stages.split)
     environment = current_environment(stages.recipe.execution, data_hash, teacher_hash, left_out)
-    for change in ledger.record_environment(environment):
+    for change in ledger.record_environment(environment, computes=not over):
         stages.report(f"not bit-exact with the first start: {change}")
     record_split(ledger.storage, stages.split)
     return teacher

@@ -129,8 +129,11 @@ class Ledger:
         except (yaml.YAMLError, ValueError) as error:  # of a text that looks like a date, a ValueError
             raise LedgerError(f"{name}: not valid YAML: {one_line(error)}") from None
 
-    def record_environment(self, environment: Environment) -> tuple[str, ...]:
+    def record_environment(self, environment: Environment, computes: bool = True) -> tuple[str, ...]:
         """Write down the first start's environment, or what differs from it in this start.
+
+        Args:
+            computes: whether anything is left to compute; else what differs says nothing of the run.
 
         Returns lines `key: first -> now`; none if this start can end bit for bit as the first would.
 
@@ -149,7 +152,7 @@ class Ledger:
                     f"{self.storage.uri('environment.json')}: the {what} are not those the run began with "
                     f"({key} {before[:12]}, now {now[key][:12]})"
                 )
-        changes = exactness_changes(stored["first"], now)
+        changes = exactness_changes(stored["first"], now) if computes else ()
         if changes and list(changes) not in stored["changes"]:
             stored["changes"].append(list(changes))
             self.storage.write_json("environment.json", stored)

@@ -43,6 +43,8 @@ def _round(record: RoundRecord) -> dict[str, Any]:
         "candidates": {
             str(score.block): {
                 "score": _finite(score.score),
+                "average_map": score.average_map,
+                "train_loss": None if score.train_loss is None else _finite(score.train_loss),
                 "videos": score.videos,
                 "stopped": score.stopped,
                 "behind": score.behind,

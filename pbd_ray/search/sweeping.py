@@ -78,7 +78,7 @@ class Sweeper:
         if not feed.ended:
             share = "" if feed.seen == 0 else f", {feed.seen:.0%} of them on record"
             self.report(f"{label(folder.round)}: {kind}, {len(seen[-1])} videos{share}")
-            with measuring(folder, kind, self.recipe.execution, resumed=feed.seen > 0) as measured:
+            with measuring(folder, kind, self.recipe.execution) as measured:
                 measured |= self.sweep(task, feed) or {}
             if not feed.ended:  # an interrupted cluster run may end without an error
                 raise RuntimeError(f"sweep {task.name} ended with {1 - feed.seen:.0%} of its videos missing")
@@ -99,14 +99,17 @@ def barrier_line(round: int, verdict: Verdict, videos: int, of: int) -> str:
 
 
 @contextmanager
-def measuring(
-    folder: RoundFolder, stage: str, execution: Execution, resumed: bool = False
-) -> Iterator[dict[str, Any]]:
+def measuring(folder: RoundFolder, stage: str, execution: Execution) -> Iterator[dict[str, Any]]:
     """Time a stage into measured.json, along with what a worker of it held and the facts that the caller puts
     into the mapping given. Another start of the run may have workers of another size.
 
     Of a stage that a killed driver had begun, only the last part is timed: then `resumed` is true there.
     """
+    stored = folder.read_measured()
+    before = stored.get("begun", [])
+    resumed = stage in before
+    if not resumed:
+        folder.write_measured(stored | {"begun": [*before, stage]})
     facts: dict[str, Any] = {}
     begin = time.perf_counter()
     yield facts

@@ -80,6 +80,14 @@ def test_bad_ones_are_left_out_for_good(
     )
 
 
+def test_fewer_videos_than_training_workers(own: Callable[..., Recipe]) -> None:
+    """A rank without a window would fail after scoring."""
+    batches = [f"{part}.optimizer.batch_size=7" for part in ("teacher", "alignment")]
+    recipe = own("train_workers=7", *batches)
+    with pytest.raises(UserError, match=r"^execution\.train_workers 7 is more than the 6 fit videos$"):
+        usable_videos(recipe, load_split(recipe, print))
+
+
 def test_too_many(own: Callable[..., Recipe], data: Path) -> None:
     (data / "fit_0003.mp4").unlink()
     recipe = own()

@@ -401,6 +401,21 @@ def test_a_loss_that_is_not_finite(
     )
 
 
+def test_a_gradient_that_is_finite_at_no_scale(
+    make_run: Callable[..., FineTuning], batches: list[WindowBatch]
+) -> None:
+    """Half precision: steps are skipped and the scale halved, until it cannot be the reason."""
+    run = make_run()
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, backoff_factor=0.5)
+    before = trained_values(run)
+    run.student.backbone.patch_embed.weight.register_hook(lambda gradient: gradient * float("inf"))
+    for _ in range(3):  # 4, 2, 1
+        run.train_step(batches[0])
+    with pytest.raises(Diverged, match=r"^gradient norm (nan|inf) at step 3 with learning rate 0\.001$"):
+        run.train_step(batches[0])
+    assert same(trained_values(run), before)
+
+
 def test_a_gradient_that_is_not_finite(
     make_run: Callable[..., FineTuning], batches: list[WindowBatch]
 ) -> None:

@@ -24,22 +24,24 @@ def same(a: Model, b: Model) -> bool:
     return all(np.array_equal(a.weights[name], value) for name, value in b.weights.items())
 
 
-@pytest.mark.parametrize(("protocol", "subset"), [("false", "selection"), ("true", "test")])
-def test_alignment(
-    make_recipe: Callable[..., Recipe],
-    split: Split,
-    student: Model,
-    teacher: Model,
-    protocol: str,
-    subset: str,
-) -> None:
-    """The paper's protocol chooses the epoch on test videos; ours never."""
-    recipe = make_recipe(f"paper_protocol={protocol}")
+def test_alignment(make_recipe: Callable[..., Recipe], split: Split, student: Model, teacher: Model) -> None:
+    recipe = make_recipe()
     job = alignment_job(recipe, split, NOWHERE, 2, student, teacher)
-    assert {video.subset for video in job.selection.videos} == {subset}
+    assert {video.subset for video in job.selection.videos} == {"selection"}
     assert {video.subset for video in job.fit.videos} == {"fit"}
     assert (job.round, job.grid_index, job.learning_rate) == (2, 0, 1e-4)
     assert (job.student, job.teacher, job.config) == (student, teacher, recipe.experiment.alignment)
+
+
+def test_the_second_half_of_the_rounds(
+    make_recipe: Callable[..., Recipe], split: Split, student: Model, teacher: Model
+) -> None:
+    """The schedule follows from how many blocks the student has lost."""
+    lost = len(teacher.kept_blocks) - len(student.kept_blocks)
+    for most, epochs in ((2 * lost, 2), (2 * lost - 1, 4)):
+        recipe = make_recipe(f"stopping.max_drops={most}", "alignment.later_epochs=4")
+        job = alignment_job(recipe, split, NOWHERE, 2, student, teacher)
+        assert job.config.optimizer.epochs == epochs
 
 
 def test_teacher(make_recipe: Callable[..., Recipe], split: Split) -> None:

@@ -17,7 +17,7 @@ def _write_video(
     width: int = 64,
     height: int = 48,
     codec: str = "libx264",
-    fps: int = 10,
+    fps: int | Fraction = 10,
     ticks: Sequence[int] | None = None,
 ) -> Path:
     """Frame k is grey level 7 k (below 230), its left half 20 levels brighter.
@@ -33,7 +33,7 @@ def _write_video(
             pixels[:, : width // 2] += 20
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             if ticks is not None:
-                frame.pts, frame.time_base = ticks[index], Fraction(1, fps)
+                frame.pts, frame.time_base = ticks[index], 1 / Fraction(fps)
             for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():

@@ -202,19 +202,12 @@ def test_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     assert len(load_annotations(path).videos) == 1
 
 
-def test_clipped_and_left_out_instances_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_instances_stay_as_they_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of zero length, outside of their video, or reaching out of it: the official evaluators count them."""
     segments = [[1, 1], [-2, 3], [4, 12], [11, 12], [-3, -1], [10, 10.5], [2, 3]]
     path = write(tmp_path, {"a": entry(annotations=instances(*segments))})
     with caplog.at_level(logging.WARNING):
         (video,) = load_annotations(path).videos
-    assert video.segments_seconds.tolist() == [[0, 3], [4, 10], [2, 3]]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: 2 instances clipped to their video; 1 instances of zero length left out; "
-        "3 instances outside their video left out"
-    ]
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        (video,) = load_annotations(path, as_published=True).videos
     assert video.segments_seconds.tolist() == segments and not caplog.records
 
 
@@ -312,6 +305,14 @@ def test_named_selection_and_blocked_videos(tmp_path: Path) -> None:
     parts = split(many(tmp_path, dev=2, validation=3), config, seed=0)
     assert ids(parts.selection) == ["dev_00", "dev_01"] and len(parts.fit.videos) == 20
     assert ids(parts.test) == ["validation_00", "validation_02"]
+
+
+def test_the_paper_s_protocol(tmp_path: Path) -> None:
+    """All training videos fit, and the test videos choose, whatever the recipe says of selection videos."""
+    for settings in ({"selection_fraction": 0.3}, {"selection_subset": "dev"}):
+        parts = split(many(tmp_path, dev=2, validation=3), DataConfig(**settings), 0, paper_protocol=True)
+        assert len(parts.fit.videos) == 20
+        assert ids(parts.selection) == ids(parts.test) == ["validation_00", "validation_01", "validation_02"]
 
 
 @pytest.mark.parametrize(
@@ -480,22 +481,19 @@ def test_detection_errors(tmp_path: Path, item: Any, field: str, value: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "videos", "classes", "published", "clipped"),
+    ("name", "videos", "classes", "published"),
     [
-        ("thumos14", {"training": 200, "validation": 212}, 20, 6365, 6335),
-        ("activitynet", {"training": 9649, "validation": 4728, "testing": 4851}, 200, 22152, 22140),
-        ("arid_composed", {"training": 41, "validation": 10}, 4, 299, 299),
+        ("thumos14", {"training": 200, "validation": 212}, 20, 6365),
+        ("activitynet", {"training": 9649, "validation": 4728, "testing": 4851}, 200, 22152),
+        ("arid_composed", {"training": 41, "validation": 10}, 4, 299),
     ],
 )
-def test_real_files(
-    shared: Path, name: str, videos: dict[str, int], classes: int, published: int, clipped: int
-) -> None:
+def test_real_files(shared: Path, name: str, videos: dict[str, int], classes: int, published: int) -> None:
     path = shared / "data" / name / "annotations.json"
     annotations = load_annotations(path)
     assert {subset: len(annotations.subset(subset).videos) for subset in videos} == videos
     assert len(annotations.classes) == classes == len(annotations.ground_truth()["label"].unique())
-    assert annotations.ground_truth().num_rows == clipped
-    assert load_annotations(path, as_published=True).ground_truth().num_rows == published
+    assert annotations.ground_truth().num_rows == published
 
 
 def test_real_detections(shared: Path) -> None:
@@ -514,9 +512,10 @@ def test_as_published_counts_what_the_official_evaluators_count(shared: Path) ->
     folder = shared / "data" / "thumos14"
     expected = json.loads((folder / "expected.json").read_text())["num_ground_truth"]
     path = folder / "a2net_ground_truth.json"
-    assert load_annotations(path, as_published=True).ground_truth().num_rows == expected
-    # 22 instances of video_test_0000270 lie beyond its end; without them mAP comes out half a point higher
-    assert load_annotations(path).ground_truth().num_rows == expected - 22
+    assert load_annotations(path).ground_truth().num_rows == expected
+    # 22 instances of video_test_0000270 lie beyond its end; without them mAP would be half a point higher
+    (video,) = load_annotations(path).select(["video_test_0000270"]).videos
+    assert (video.segments_seconds[:, 0] >= video.duration_seconds).sum() == 22
 
 
 def test_markup_is_text(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def every(step: int, frames: int) -> np.ndarray:
 
 def opened(cache: FrameCache, path: str, wanted: np.ndarray, frames: int) -> CachedFrames:
     cached = cache.open(path, SIDE, wanted, frames)
-    assert cached is not None
+    assert isinstance(cached, CachedFrames)
     return cached
 
 
@@ -174,23 +174,23 @@ def test_a_changed_file_is_never_served_from_the_old_one(
 
 
 def test_budget(tmp_path: Path, root: Path, annotations: Annotations) -> None:
-    """The first that fit stay; what does not fit is None and leaves nothing."""
+    """The first that fit stay; what does not fit is read from its file, and leaves nothing."""
     sizes = [len(every(2, video.frames)) * SIDE * SIDE * 3 for video in annotations.videos]
     budget = sizes[0] + sizes[1] + 1000
     cache = FrameCache(tmp_path, budget)
 
     def fits(index: int) -> bool:
         video = annotations.videos[index]
-        return cache.open(str(root / video.path), SIDE, every(2, video.frames), video.frames) is not None
+        found = cache.open(str(root / video.path), SIDE, every(2, video.frames), video.frames)
+        return isinstance(found, CachedFrames)
 
     assert [fits(index) for index in range(4)] == [True, True, False, False]
     assert [fits(index) for index in range(4)] == [True, True, False, False]
     files = list(tmp_path.iterdir())
     assert len(files) == 2 and sum(file.stat().st_size for file in files) <= budget
-    assert not FrameCache(tmp_path / "none", sizes[0] - 1).open(
-        str(root / annotations.videos[0].path), SIDE, every(2, annotations.videos[0].frames),
-        annotations.videos[0].frames,
-    )  # fmt: skip
+    path, wanted = str(root / annotations.videos[3].path), every(2, annotations.videos[3].frames)
+    read = cache.open(path, SIDE, wanted, annotations.videos[3].frames).read(wanted)
+    assert np.array_equal(read, read_frames(path, wanted, SIDE))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_disk_that_is_smaller_than_the_budget(
     cache, (path, frames) = FrameCache(tmp_path, 2 * BIG), video
     assert cache.shortfall_bytes() == shortfall
     found = cache.open(path, SIDE, every(4, frames), frames)
-    assert (found is not None) is kept
+    assert isinstance(found, CachedFrames) is kept
     assert len(list(tmp_path.iterdir())) == kept
 
 
@@ -215,6 +215,8 @@ def test_a_file_that_vanishes_while_the_budget_is_counted(
     """Another process has renamed its .part file since the directory was listed."""
 
     class Vanished:
+        name = "0.1-1.part"
+
         def stat(self) -> os.stat_result:
             raise FileNotFoundError
 
@@ -226,7 +228,19 @@ def test_a_file_that_vanishes_while_the_budget_is_counted(
 
     monkeypatch.setattr(cache_module.os, "scandir", listing)
     path, frames = video
-    assert FrameCache(tmp_path, BIG).open(path, SIDE, every(2, frames), frames) is not None
+    assert isinstance(FrameCache(tmp_path, BIG).open(path, SIDE, every(2, frames), frames), CachedFrames)
+
+
+def test_what_a_killed_process_left(tmp_path: Path, video: tuple[str, int]) -> None:
+    """A half-written file takes the whole budget: for good, if nobody has written to it for long."""
+    path, frames = video
+    left = tmp_path / "0.1-1.part"
+    left.write_bytes(bytes(1000))
+    cache = FrameCache(tmp_path, len(every(2, frames)) * SIDE * SIDE * 3 + 500)
+    assert not isinstance(cache.open(path, SIDE, every(2, frames), frames), CachedFrames)
+    os.utime(left, (0, 0))
+    assert isinstance(cache.open(path, SIDE, every(2, frames), frames), CachedFrames)
+    assert not left.exists()
 
 
 def test_a_broken_file(tmp_path: Path) -> None:

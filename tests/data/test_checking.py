@@ -104,6 +104,20 @@ def test_problems_of_instances_and_files(
     assert sorted(segments(checked)) == sorted(KEPT + more)
 
 
+def test_one_file_under_two_names(tmp_path: Path) -> None:
+    """It could train under one of them and test under the other."""
+    path = tmp_path / "own.csv"
+    path.write_text("\n".join([HEAD, *GOOD, "deep/a,Sit,5,6,test", ""]))
+    written = read_written(path)
+    subsets = assign_subsets(written, str(path)).subsets
+    videos = unchecked_videos(written, subsets, ["deep/a.mp4", "b.mp4", "e.mp4"])
+    checked = check_data(written, [Finding(video, None, PROBE) for video in videos], str(path))
+    assert [problem.line for problem in checked.problems] == [
+        "deep/a.mp4: the file of video 'a' is that of 'deep/a' too, left out"
+    ]
+    assert segments(checked) == KEPT
+
+
 @pytest.mark.parametrize(
     ("rows", "lines"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -107,6 +108,27 @@ def test_what_is_not_annotated_comes_from_the_file(write_video: Write, tmp_path:
     assert found.video.duration_seconds == 5.1
     unknown = examine(replace(video(frames=0), duration_seconds=0.0), str(tmp_path))
     assert (unknown.video.frames, unknown.video.duration_seconds, unknown.problem) == (100, 5.0, None)
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "expected"),
+    [
+        (192, 19.2, (192, 19.2)),  # encoded again, as long as annotated: its frames are the times
+        (192, 20.0, (200, 20.0)),  # 0.4 s are missing at its end: the annotated times hold
+        (199, 20.0, (200, 20.0)),
+        (201, 20.0, (200, 20.0)),
+        (208, 20.8, (208, 20.8)),
+    ],
+)
+def test_another_rate_or_another_end(
+    frames: int, rate: float, expected: tuple[int, float], write_video: Write, tmp_path: Path
+) -> None:
+    """Annotated: 200 frames, 10 s."""
+    write_video(tmp_path / "a.mp4", frames, fps=Fraction(rate).limit_denominator(10))
+    found = examine(video(frames=200, seconds=10.0), str(tmp_path))
+    assert found.problem is None
+    assert (found.video.frames, found.video.fps) == pytest.approx(expected)
+    assert found.video.duration_seconds == 10.0
 
 
 def test_a_file_elsewhere_is_no_accident(write_video: Write, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def score(rng: random.Random, truth: Path, found: Path) -> float:
     options = rng.choice(
         [{}, {"class_agnostic": True}, {"classes": ("jump", "sit", "run", "Diving", "Shotput")}]
     )
-    annotations = load_annotations(truth, as_published=rng.random() < 0.5, **options)
+    annotations = load_annotations(truth, **options)
     if rng.random() < 0.5:
         annotations = annotations.subset("validation")
     names = [video.id for video in annotations.videos] if rng.random() < 0.5 else None

@@ -36,6 +36,7 @@ def written(tmp_path: Path, subsets: str) -> Written:
         ("one two three", ("two", "three"), "training validation validation"),
         ("train test train (train)", (), "training validation training training"),
         ("train test -", (), "training validation -"),
+        ("Train test Test train", (), "training validation validation training"),
     ],
 )
 def test_roles(subsets: str, named: tuple[str, ...], roles: str, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_map_is_of_the_published_classes(write: Write, tmp_path: Path) -> None:
     assert truth.classes == CLASSES and [video.id for video in truth.videos] == ["d", "e"]
 
     # By hand: probability times score, top two classes; d is taken for a jump, so dives are not found.
-    everything = load_annotations(tmp_path / "annotations.json", as_published=True)
+    everything = load_annotations(tmp_path / "annotations.json")
     by_hand = [
         (row["video"], row["start"], row["end"], CLASSES.index(label), row["score"] * p)
         for row in detections("de").to_pylist()

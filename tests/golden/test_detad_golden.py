@@ -24,7 +24,7 @@ CLOSE = ("mAP_N", "gain", "profile", "false_negative_rate", "bucket_share")
 @pytest.fixture(scope="module")
 def analysis(shared: Path) -> Detad:
     folder = shared / "data" / "thumos14"
-    annotations = load_annotations(folder / "a2net_ground_truth.json", as_published=True)
+    annotations = load_annotations(folder / "a2net_ground_truth.json")
     found = read_detections(folder / "a2net_predictions.json", annotations.classes).table
     began = time.perf_counter()
     ours = diagnose(annotations.subset("validation"), found)

@@ -116,6 +116,18 @@ def test_a_video_that_does_not_decode_costs_only_itself(
     assert facts["retries"] == 0
 
 
+def test_latency_is_measured_by_another_worker_if_one_dies(
+    recipe: Recipe, split: Split, task: SweepTask
+) -> None:
+    pool = ScoringPool(recipe, split.everything())
+    assert pool.latency(task.model)["p50_ms"] > 0
+    (first,) = pool.workers
+    ray.kill(first)
+    assert pool.latency(task.model)["p50_ms"] > 0
+    assert pool.workers != [first]
+    pool.release()
+
+
 def test_workers_that_cannot_start_end_the_sweep(recipe: Recipe, split: Split, task: SweepTask) -> None:
     """One line with the reason, after as many tries as the recipe allows."""
     nowhere = recipe.execution.model_copy(update={"cache_dir": "/proc/nowhere", "task_retries": 1})

@@ -80,7 +80,7 @@ def test_a_bundle_and_then_its_detections(
     recipe = [tiny_recipe, "backend=local", f"cache_dir={video_cache}"]
     first = run_job("evaluate.py", "--bundle", str(bundle), *recipe, "--output", str(tmp_path / "one"))
     assert first.status == 0, first.err
-    assert "test video 1 of 4, test_000" in first.out
+    assert "video 1 of 4, test_000" in first.out
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"predictions.json", *FILES}
     metrics = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert list(metrics["map"]) == ["0.30", "0.40", "0.50", "0.60", "0.70"]

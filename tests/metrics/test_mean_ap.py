@@ -186,7 +186,7 @@ PROGRAM = """
 import sys
 from pbd_ray.data.annotations import load_annotations, read_detections
 from pbd_ray.metrics.mean_ap import mean_average_precision
-annotations = load_annotations(sys.argv[1], as_published=True)
+annotations = load_annotations(sys.argv[1])
 found = read_detections(sys.argv[2], annotations.classes).table
 print(mean_average_precision(annotations.ground_truth(), found, (0.5,), len(annotations.classes)).average_map)
 """

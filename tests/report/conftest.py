@@ -82,6 +82,8 @@ def round_entry(number: int, block: int, kept: list[int], quality: float, **chan
     candidates = {
         str(one): {
             "score": 0.9 - one / 100 if one != block else 0.95,
+            "average_map": 0.5,
+            "train_loss": None,
             "videos": 5 if one == 0 else 10,
             "stopped": one == 0,
             "behind": None if one == block else 0.05 + one / 100,

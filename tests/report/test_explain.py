@@ -24,7 +24,7 @@ TEACHER: dict[str, Any] = {
 
 def candidate(score: float | None, behind: float | None = None, **changes: Any) -> dict[str, Any]:
     low, high = (None, None) if behind is None else (behind - 0.5, behind + 0.25)
-    facts = {"score": score, "videos": 8, "stopped": False}
+    facts = {"score": score, "average_map": None, "train_loss": None, "videos": 8, "stopped": False}
     return facts | {"behind": behind, "behind_low": low, "behind_high": high} | changes
 
 
@@ -113,6 +113,16 @@ THIRD: dict[str, Any] = {
     "kept_blocks": [0, 1],
     "macs": 1_000_000_000,
 }
+TIED: dict[str, Any] = {
+    **FIRST,
+    "candidates": {
+        "0": candidate(1.0, average_map=0.8, train_loss=0.5),
+        "1": candidate(1.0, average_map=0.9, train_loss=0.5),
+        "2": candidate(1.0, average_map=0.9, train_loss=0.3),
+        "3": candidate(1.0, average_map=0.9, train_loss=0.4),
+    },
+}
+"""Of equal mAP: average mAP, then the training loss."""
 GIVEN: dict[str, Any] = {**FIRST, "criterion": "given", "candidates": {}, "undropped_score": None, "near": []}
 
 
@@ -126,6 +136,7 @@ def summary(*rounds: dict[str, Any]) -> dict[str, Any]:
         (FIRST, [2, 3, 1, 0]),  # mAP: high first; what racing stopped comes last, whatever its score
         (SECOND, [1, 3, 0]),  # losses: low first; one that is not finite comes last
         ({**SECOND, "dropped_block": 3}, [3, 1, 0]),  # of equals the one that went
+        (TIED, [2, 3, 1, 0]),
         (GIVEN, []),
     ],
 )

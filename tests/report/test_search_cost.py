@@ -34,8 +34,8 @@ def test_a_round_with_other_workers(evidence: Evidence) -> None:
 
 
 def test_an_alignment_that_went_on(evidence: Evidence) -> None:
-    """It took a second, its runs half a minute: most of it was done before, and nothing is measured by it."""
-    stages = {**measured_of(evidence), "align": {**measured_of(evidence)["align"], "seconds": 1.0}}
+    """Some of it was done before, and nothing is measured by it."""
+    stages = {**measured_of(evidence), "align": {**measured_of(evidence)["align"], "resumed": True}}
     rounds = [replace(evidence.rounds[0], measured={"stages": stages}), *evidence.rounds[1:]]
     found = {(s.round, s.stage): s for s in search_cost_info(replace(evidence, rounds=rounds))}
     assert found[1, "align"].resumed

@@ -97,6 +97,13 @@ def test_one_shot_differs_in_nothing_but_when_it_aligns(base: Recipe) -> None:
     }
 
 
+def test_one_shot_trains_as_long_as_our_rounds_together(make_base: Callable[..., Recipe]) -> None:
+    """2 epochs, then 3 in the second half of the rounds."""
+    base = make_base("alignment.later_epochs=3")
+    once = run_recipe(base, Run(one_shot(base, (3, 1)), 0), "/x", None).experiment
+    assert once.alignment_after(2).optimizer.epochs == 5
+
+
 @pytest.mark.parametrize(
     ("letter", "label", "expected"),
     [

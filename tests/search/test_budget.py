@@ -52,15 +52,10 @@ def test_reason(records: list[RoundRecord], most: float | None, expected: str | 
 
 
 def test_on_gpus_their_hours_count() -> None:
-    """Half a GPU a worker, as the stages held them; CPUs are not counted, those of rounds without GPUs either."""
+    """Half a GPU a worker, as the stages held them; CPUs are not counted, nor are rounds without GPUs."""
     execution = Execution(device="cuda", gpus_per_worker=1, cpus_per_worker=8, max_device_hours=3.4)
-    rounds = [
-        TEACHER,
-        FIRST,
-        record(2, 8, 0.5, evaluation=0.5),
-        record(3, 8, 0.5, scores=1.0, evaluation=0.5),
-    ]
-    assert budget_reason(rounds, execution, None) == (
+    later = [record(2, 8, 0.5, evaluation=0.5), record(3, 8, 0.5, scores=1.0, evaluation=0.5)]
+    assert budget_reason([TEACHER, FIRST, *later], execution, None) == (
         "2 GPU hours are spent and the next round may take 1.5, execution.max_device_hours 3.4"
     )
 

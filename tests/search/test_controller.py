@@ -385,6 +385,13 @@ def test_other_conditions_are_marked(tmp_path: Path, make_world, mortal, killed)
     assert "not bit-exact with the first start: threads_per_worker: 1 -> 2" in other.lines
 
 
+def test_other_conditions_of_a_start_that_computes_nothing(tmp_path: Path, make_world) -> None:
+    make_world().run(str(tmp_path / "run"))
+    other = make_world({"execution__threads_per_worker": 2})
+    assert other.run(str(tmp_path / "run")).bit_exact
+    assert not [line for line in other.lines if "bit-exact" in line]
+
+
 @pytest.mark.parametrize("subset", ["fit", "selection", "test"])
 def test_empty_subsets_are_named(tmp_path: Path, make_world, subset: str) -> None:
     world = make_world({"experiment__stopping": {"max_drops": 1, "tolerance": 0.1}})

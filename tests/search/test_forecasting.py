@@ -215,7 +215,7 @@ def test_outcome(tiny_recipe: str) -> None:
 def test_stages_that_went_through() -> None:
     """Not the last part of one that was interrupted, nor an alignment whose epochs were trained before."""
     whole, part = {"seconds": 9.0, "resumed": False}, {"seconds": 2.0, "resumed": True}
-    align = {"seconds": 5.0, "resumed": False, "learning_rates": {"0.1": {"seconds": 30.0}}}
+    align = {"seconds": 5.0, "resumed": True, "learning_rates": {"0.1": {"seconds": 30.0}}}
     stages = {"scores": part, "align": align, "evaluation": whole}
     assert whole_stages({0: {}, 1: {"stages": stages}}) == {(1, "evaluation"): 9.0}
 
