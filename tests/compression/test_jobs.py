@@ -38,7 +38,7 @@ def test_the_second_half_of_the_rounds(
 ) -> None:
     """The schedule follows from how many blocks the student has lost."""
     lost = len(teacher.kept_blocks) - len(student.kept_blocks)
-    for most, epochs in ((2 * lost, 2), (2 * lost - 1, 4)):
+    for most, epochs in ((2 * lost, 3), (2 * lost - 1, 4)):
         recipe = make_recipe(f"stopping.max_drops={most}", "alignment.later_epochs=4")
         job = alignment_job(recipe, split, NOWHERE, 2, student, teacher)
         assert job.config.optimizer.epochs == epochs

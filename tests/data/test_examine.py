@@ -92,7 +92,7 @@ def test_bad_files(write_video: Write, tmp_path: Path, kind: str) -> None:
     assert found.problem == bad.line.format(path=path, root=tmp_path, decoded=decoded, seconds=decoded / 10)
 
 
-@pytest.mark.parametrize(("frames", "annotated"), [(1, 1), (1, 3), (100, 100), (100, 95), (100, 105)])
+@pytest.mark.parametrize(("frames", "annotated"), [(1, 1), (1, 3), (100, 100), (100, 99)])
 def test_good_files(write_video: Write, tmp_path: Path, frames: int, annotated: int) -> None:
     write_video(tmp_path / "a.mp4", frames)
     as_annotated = video(frames=annotated)

@@ -30,7 +30,7 @@ def test_a_round_with_other_workers(evidence: Evidence) -> None:
     found = {(s.round, s.stage): s for s in search_cost_info(replace(evidence, rounds=rounds))}
     assert found[1, "scores"].cpu_hours == pytest.approx(20 * 2 * 4 / 3600)
     assert found[1, "scores"].gpu_hours == pytest.approx(20 * 2 / 3600)
-    assert found[3, "scores"].cpu_hours == pytest.approx(20 * 2 * 0.5 / 3600)
+    assert found[3, "scores"].cpu_hours == pytest.approx(18 * 2 * 0.5 / 3600)
 
 
 def test_an_alignment_that_went_on(evidence: Evidence) -> None:
