@@ -63,7 +63,7 @@ class UnitSeconds:
     scoring: float
     """One of `Workload.scoring`, with every block of the uncompressed detector a candidate."""
     trials: float
-    """Until the candidates' Tune trials have ended, after the sweep."""
+    """What a sweep over candidates takes besides: their Tune trials start beside it and end after it."""
     latency: float
     align: RunSeconds | None
     """None where nothing is fine-tuned."""
