@@ -31,6 +31,9 @@ class Workload:
     test: int
     epoch: int
     """Training windows: a video has one."""
+    training_frames: float
+    """Frames of a training window, as a multiple of those that a window of the fit videos decodes: what
+    windows of inference share is decoded once."""
 
 
 @dataclass(frozen=True)

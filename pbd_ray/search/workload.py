@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from pbd_ray.config import OptimizerConfig, Recipe
 from pbd_ray.data.annotations import Annotations, Split, Video
@@ -26,6 +27,7 @@ def workload(recipe: Recipe, split: Split) -> Workload:
         selection=window_count(recipe, selection_videos(recipe, split).videos),
         test=window_count(recipe, split.test.videos),
         epoch=epoch_windows(experiment.alignment.optimizer, split),
+        training_frames=_training_frames(recipe, split.fit.videos),
     )
 
 
@@ -58,3 +60,11 @@ def epoch_windows(optimizer: OptimizerConfig, split: Split) -> int:
 def window_count(recipe: Recipe, videos: Sequence[Video]) -> int:
     """Windows as inference cuts them."""
     return sum(inference_window_count(video, recipe.experiment.detector.grid) for video in videos)
+
+
+def _training_frames(recipe: Recipe, videos: Sequence[Video]) -> float:
+    """Of `Workload`. What cropping takes off short videos is not looked at."""
+    grid = recipe.experiment.detector.grid
+    frames = [len(grid_frames(video, grid)) for video in videos]
+    window = fmean(min(count, grid.window_frames) for count in frames)
+    return window * window_count(recipe, videos) / sum(frames)

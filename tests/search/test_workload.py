@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pbd_ray.config import load_recipe
 from pbd_ray.data.source import load_split
-from pbd_ray.data.windows import inference_windows
+from pbd_ray.data.windows import inference_windows, training_window
 from pbd_ray.search.workload import uncached_share, workload
 
 
@@ -32,12 +34,34 @@ def test_workload(overrides: list[str], changes: dict[str, Any], tiny_recipe: st
         for name, part in split.parts.items()
     }
     found = asdict(workload(recipe, split))
+    del found["training_frames"]
     assert found == {
         **windows,
         "scored": windows["fit"],
         "scoring": windows["fit"],
         "epoch": 6,
     } | {key: windows[value] if isinstance(value, str) else value for key, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["detector.grid.overlap=0.75"],
+        ["detector.grid.kind=resize"],
+        ["detector.grid.window_frames=96", "detector.grid.feature_steps=96"],  # longer than any video
+    ],
+)
+def test_frames_of_training_windows(overrides: list[str], tiny_recipe: str) -> None:
+    """As many as drawn ones have, but for the tenth at most that is cropped off a short video."""
+    recipe = load_recipe(tiny_recipe, overrides)
+    split, grid, rng = load_split(recipe, print), recipe.experiment.detector.grid, np.random.default_rng(0)
+    drawn = [np.unique(training_window(video, grid, rng).frame_indices) for video in split.fit.videos]
+    windows = [inference_windows(video, grid) for video in split.fit.videos]
+    decoded = [np.unique([window.frame_indices for window in every]) for every in windows]
+    a_window = sum(map(len, decoded)) / sum(map(len, windows))
+    found = workload(recipe, split).training_frames
+    assert found == pytest.approx(fmean(map(len, drawn)) / a_window, rel=0.1)
 
 
 def test_uncached_share(tiny_recipe: str) -> None:
