@@ -21,10 +21,11 @@ from pbd_ray.search.forecasting import forecast
 from pbd_ray.search.ledger import PLAN, Ledger
 from pbd_ray.search.owner import Owner, owned
 from pbd_ray.search.packing import Packing, model_of
-from pbd_ray.search.profiling import measure, uncached_share, workload
+from pbd_ray.search.profiling import measure
 from pbd_ray.search.state import Alignment, Steps
 from pbd_ray.search.stopping import most_rounds
 from pbd_ray.search.storage import Storage
+from pbd_ray.search.workload import uncached_share, workload
 
 _SCRATCH = f"{PLAN}/ray"
 

@@ -31,6 +31,9 @@ class Workload:
     test: int
     epoch: int
     """Training windows: a video has one."""
+    training_frames: float
+    """Frames of a training window, as a multiple of those that a window of the fit videos decodes: what
+    windows of inference share is decoded once."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class UnitSeconds:
     scoring: float
     """One of `Workload.scoring`, with every block of the uncompressed detector a candidate."""
     trials: float
-    """Until the candidates' Tune trials have ended, after the sweep."""
+    """What a sweep over candidates takes besides: their Tune trials start beside it and end after it."""
     latency: float
     align: RunSeconds | None
     """None where nothing is fine-tuned."""

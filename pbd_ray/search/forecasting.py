@@ -105,7 +105,7 @@ class _Stages:
 
     def _evaluation(self, round: int, stage: str, part: str, windows: int, start: float) -> StageForecast:
         window = self.units.window * self._student(round) / self.cost.macs
-        decoding = self.units.decode * self._missing(part, windows, windows)
+        decoding = self.units.decode * (self._fresh(part, windows) + self.uncached * windows)
         return self._pool(round, stage, start + windows * window + decoding)
 
     def _scores(self, round: int) -> StageForecast:
@@ -116,7 +116,8 @@ class _Stages:
         share = ours / scoring_macs(depth, self.cost, depth, fused)
         part = "fit" if criterion == "train_loss" else "scored"
         most = work.scoring * units.scoring * share
-        most += units.decode * self._missing(part, work.scored, work.scoring)
+        read = work.scoring * (work.training_frames if criterion == "train_loss" else 1)
+        most += units.decode * (self._fresh(part, work.scored) + self.uncached * read)
         least = most * RACED if fused and experiment.scoring.racing is not None else most
         start = units.load + units.trials
         expected = self._pool(round, "scores", start + (most + least) / 2)
@@ -143,7 +144,8 @@ class _Stages:
         """A grid, `runs_at_once` side by side, rung by rung as `rate_search.search_rates` takes them."""
         work, units = self.work, self.units
         chosen_on = "test" if self.recipe.experiment.paper_protocol else "selection"
-        decode = units.decode * units.workers  # every run decodes by itself
+        ranks = self.recipe.execution.train_workers
+        decode = units.decode * units.workers / ranks  # every run decodes by itself, its ranks share
         *rungs, last = rung_ends(config)
         alive, begun, wall, held = rates, 0, 0.0, 0.0
         for end in (*rungs, last):
@@ -153,27 +155,27 @@ class _Stages:
             selections = sum(epoch % config.select_every_epochs == 0 or epoch == end for epoch in epochs)
             trained, selected = len(epochs) * work.epoch, selections * work.selection
             seconds = trained * run.training + selected * run.selection
-            seconds += decode * self._missing("fit", work.fit, trained)
-            seconds += decode * self._missing(chosen_on, work.selection, selected)
-            wall += math.ceil(alive / units.runs_at_once) * (run.start + seconds)
-            held += alive * seconds * self.recipe.execution.train_workers
+            seconds += decode * self.uncached * (trained * work.training_frames + selected)
+            # Runs that wait for a place find in the cache what the first have decoded.
+            first = decode * (self._fresh("fit", work.fit) + self._fresh(chosen_on, work.selection))
+            wall += math.ceil(alive / units.runs_at_once) * (run.start + seconds) + first
+            held += (alive * seconds + min(alive, units.runs_at_once) * first) * ranks
             alive, begun = max(1, alive // 2), end
         return self._stage(round, stage, wall, held)
 
-    def _missing(self, part: str, windows: int, read: int) -> float:
-        """How many windows have to be decoded.
+    def _fresh(self, part: str, windows: int) -> float:
+        """How many windows of a part are decoded into the cache now: those that nothing has read before, as
+        far as there is room. What has none is decoded with every reading.
 
         Args:
             part: test, selection, fit (as training sees it) or scored (of the fit videos, as inference does).
-            windows: of the part; the first to read them decodes all.
-            read: windows that are read, again and again.
         """
         grid, training = self.recipe.experiment.detector.grid, part == "fit"
         side = grid.train_short_side_pixels if training else grid.test_short_side_pixels
         key = ("fit" if part == "scored" else part, max(side, grid.crop_pixels))
         fresh = max(0, windows - self.decoded.get(key, 0))
         self.decoded[key] = self.decoded.get(key, 0) + fresh
-        return fresh + self.uncached * max(0, read - fresh)
+        return (1 - self.uncached) * fresh
 
     def _pool(self, round: int, stage: str, seconds: float) -> StageForecast:
         return self._stage(round, stage, seconds, seconds * self.units.workers)

@@ -8,7 +8,13 @@ frames, where a window takes c, and then in one that has all of them in its cach
     A, B          load  + c (A + B)
 
 `decode` is c less `window`. So it is counted as if nothing were cached, whatever earlier runs or plans have
-left. A sweep over all candidates and two short epochs of the learning rates that run at once complete it.
+left. All candidates are scored on two such groups of fit videos, from the cache; the start of their Tune
+trials takes longer than many a window:
+
+    A             load + trials + scoring  A
+    A, B          load + trials + scoring (A + B)
+
+Two short epochs of the learning rates that run at once complete it.
 """
 
 from __future__ import annotations
@@ -17,59 +23,27 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, TypeVar
 
 from pbd_ray.compression.candidates import CandidateScore
 from pbd_ray.compression.jobs import teacher_config
 from pbd_ray.config import AlignmentConfig, OptimizerConfig, Recipe
-from pbd_ray.data.annotations import Annotations, Split, Video
-from pbd_ray.data.windows import grid_frames, inference_window_count
-from pbd_ray.report.forecast import RunSeconds, UnitSeconds, Workload
+from pbd_ray.data.annotations import Split, Video
+from pbd_ray.report.forecast import RunSeconds, UnitSeconds
 from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.slices import plan_slices, scoring_videos, slice_count
 from pbd_ray.search.state import Alignment, AlignTask, Model, Steps, SweepTask, without_block
+from pbd_ray.search.workload import epoch_windows, selection_videos, window_count
 
 VIDEOS_PER_WORKER = 3
-"""In each group, and in the sweep over all candidates."""
+"""In each group."""
 EPOCHS, STEPS = 2, 4
 """The first epoch decodes and warms up, the second is what counts."""
-ASPECT = 16 / 9
-"""How wide frames are taken to be: annotations do not say."""
 
 Report = Callable[[str], None]
 T = TypeVar("T")
-
-
-def workload(recipe: Recipe, split: Split) -> Workload:
-    """What a run on these videos works through."""
-    experiment = recipe.experiment
-    scored = scoring_videos(split.fit, experiment.scoring.video_fraction, experiment.seed)
-    windows = _windows(recipe, scored.videos)
-    return Workload(
-        fit=_windows(recipe, split.fit.videos),
-        scored=windows,
-        scoring=len(scored.videos) if experiment.scoring.criterion == "train_loss" else windows,
-        selection=_windows(recipe, _selection(recipe, split).videos),
-        test=_windows(recipe, split.test.videos),
-        epoch=_epoch(experiment.alignment.optimizer, split),
-    )
-
-
-def uncached_share(recipe: Recipe, split: Split) -> float:
-    """Share of the decoded frames for which `execution.cache_gigabytes` has no room."""
-    experiment, grid = recipe.experiment, recipe.experiment.detector.grid
-    training, inference = (
-        {max(side, grid.crop_pixels)} for side in (grid.train_short_side_pixels, grid.test_short_side_pixels)
-    )
-    if experiment.scoring.drops is None and experiment.scoring.criterion != "train_loss":
-        training |= inference  # the cache keeps a file for each size
-    needed = 0.0
-    for part, sides in ((split.fit, training), (split.selection, inference), (split.test, inference)):
-        frames = sum(len(grid_frames(video, grid)) for video in part.videos if video.frames)
-        needed += frames * 3 * ASPECT * sum(side**2 for side in sides)
-    return max(0.0, 1 - recipe.execution.cache_gigabytes * 1e9 / needed) if needed else 0.0
 
 
 def measure(
@@ -141,40 +115,48 @@ class _Pool:
 
     @property
     def scored(self) -> Sequence[Video]:
-        return self.few.fit.videos[: len(self.few.test.videos) // 2]
-
-    @property
-    def groups(self) -> tuple[Sequence[Video], Sequence[Video]]:
-        return self.few.test.videos[::2], self.few.test.videos[1::2]
+        fit = self.few.fit
+        return fit.select(_spread(self.recipe, fit.videos, len(self.few.test.videos))).videos
 
     def cold_seconds(self) -> tuple[float, float, float]:
         """(start, load, a window that is decoded)."""
-        a, b = self.groups
+        a, b = _groups(self.few.test.videos)
         first, second, whole = (self._evaluate(videos) for videos in (a, b, self.few.test.videos))
-        window = max(0.0, whole - second) / _windows(self.recipe, a)
-        load = max(0.0, second - window * _windows(self.recipe, b))
-        return max(0.0, first - window * _windows(self.recipe, a)), load, window
+        window = max(0.0, whole - second) / window_count(self.recipe, a)
+        load = max(0.0, second - window * window_count(self.recipe, b))
+        return max(0.0, first - window * window_count(self.recipe, a)), load, window
 
     def warm_seconds(self) -> float:
         """A window from the cache, which holds all of the few videos afterwards."""
-        a, b = self.groups
+        a, b = _groups(self.few.test.videos)
         self._evaluate(self.few.everything().videos)
         one, both = self._evaluate(a), self._evaluate(self.few.test.videos)
-        return max(0.0, both - one) / _windows(self.recipe, b)
+        return max(0.0, both - one) / window_count(self.recipe, b)
 
     def scoring_seconds(self, load: float) -> tuple[float, float]:
-        """(one of `Workload.scoring` with all candidates, end of the trials)."""
+        """(one of `Workload.scoring` with all candidates, start and end of their trials)."""
         experiment, blocks = self.recipe.experiment, self.model.kept_blocks
         criterion = experiment.scoring.criterion
-        guided = criterion == "train_loss" and experiment.scoring.loss_terms == "total"
-        teacher = self.model if guided else None
-        task = SweepTask("plan-scores", 0, self.model, blocks, criterion, "fit", teacher)
-        seconds = self._sweep(task, self.scored)
-        # What the few videos say of the candidates nobody needs to know; the trials only have to end.
-        nothing = [CandidateScore(block, math.nan, None, None, len(self.scored)) for block in blocks]
-        _, trials = _timed(lambda: self.steps.scored(task, nothing, True))
-        count = len(self.scored) if criterion == "train_loss" else _windows(self.recipe, self.scored)
-        return max(0.0, seconds - load) / count, trials
+        losses = criterion == "train_loss"
+        teacher = self.model if losses and experiment.scoring.loss_terms == "total" else None
+        task = SweepTask("plan-decoding", 0, self.model, (), criterion, "fit", teacher)
+        if losses:  # at the size of training, which no evaluation has put into the cache
+            self._sweep(task, self.scored)
+
+        def seconds(videos: Sequence[Video]) -> tuple[float, float]:
+            named = replace(task, name=f"plan-{len(videos)}-videos-scores", candidates=blocks)
+            swept = self._sweep(named, videos)
+            # What the few videos say of the candidates nobody needs to know; the trials only have to end.
+            nothing = [CandidateScore(block, math.nan, None, None, len(videos)) for block in blocks]
+            return swept, _timed(lambda: self.steps.scored(named, nothing, True))[1]
+
+        def count(videos: Sequence[Video]) -> int:
+            return len(videos) if losses else window_count(self.recipe, videos)
+
+        a, b = _groups(self.scored)
+        (one, _), (both, ending) = seconds(a), seconds(self.scored)
+        scoring = max(0.0, both - one) / count(b)
+        return scoring, max(0.0, one - load - scoring * count(a)) + ending
 
     def _evaluate(self, videos: Sequence[Video]) -> float:
         return self._sweep(SweepTask("plan-evaluation", 0, self.model, (), "map", "test"), videos)
@@ -192,8 +174,8 @@ def _run_seconds(
     found, wall = _timed(align)
     every: list[dict[str, Any]] = list(found.measured["learning_rates"].values())
     runs = [run for run in every if run["diverged"] is None]  # one at least, or `align` had raised
-    windows = _epoch(config.optimizer, few)
-    selection = _windows(short, _selection(short, few).videos)
+    windows = epoch_windows(config.optimizer, few)
+    selection = window_count(short, selection_videos(short, few).videos)
     evaluating = [
         max(0.0, run["seconds"] - sum(windows / rate for rate in run["windows_per_second"])) for run in runs
     ]
@@ -206,12 +188,12 @@ def _run_seconds(
 
 
 def _sample(recipe: Recipe, split: Split, workers: int) -> Split:
-    """A few videos of each part; twice as many test videos as one group has."""
+    """A few videos of each part, two groups of the test videos and of those that score."""
     experiment, group = recipe.experiment, VIDEOS_PER_WORKER * workers
     batches = [experiment.alignment.optimizer.batch_size]
     if experiment.teacher.source == "train":
         batches.append(experiment.teacher.optimizer.batch_size)
-    trained = max(STEPS * max(batches), group)
+    trained = max(STEPS * max(batches), 2 * group)
     scored = scoring_videos(split.fit, experiment.scoring.video_fraction, experiment.seed)
     pool = scored if len(scored.videos) >= trained else split.fit
     chosen = max(2, recipe.execution.train_workers)
@@ -223,9 +205,14 @@ def _sample(recipe: Recipe, split: Split, workers: int) -> Split:
     )
 
 
+def _groups(videos: Sequence[Video]) -> tuple[Sequence[Video], Sequence[Video]]:
+    """A and B: alike where the videos are ranked by length. Of a single video A has nothing."""
+    return videos[1::2], videos[::2]
+
+
 def _spread(recipe: Recipe, videos: Sequence[Video], count: int) -> list[str]:
-    """Ids of so many videos, short and long ones."""
-    ranked = sorted(videos, key=lambda video: (_windows(recipe, [video]), video.id))
+    """Ids of so many videos, short and long ones, ranked by length."""
+    ranked = sorted(videos, key=lambda video: (window_count(recipe, [video]), video.id))
     count = min(count, len(ranked))
     return [ranked[(2 * place + 1) * len(ranked) // (2 * count)].id for place in range(count)]
 
@@ -246,21 +233,6 @@ def _shortened(recipe: Recipe, runs_at_once: int) -> Recipe:
     }
     quiet = recipe.execution.model_copy(update={"loggers": ()})
     return recipe.model_copy(update={"experiment": experiment.model_copy(update=parts), "execution": quiet})
-
-
-def _selection(recipe: Recipe, split: Split) -> Annotations:
-    """The videos that choose the epoch (`compression.jobs`)."""
-    return split.test if recipe.experiment.paper_protocol else split.selection
-
-
-def _epoch(optimizer: OptimizerConfig, split: Split) -> int:
-    """Windows of an epoch (`compression.epochs.epoch_batches`)."""
-    batch = min(optimizer.batch_size, len(split.fit.videos))
-    return len(split.fit.videos) // batch * batch
-
-
-def _windows(recipe: Recipe, videos: Sequence[Video]) -> int:
-    return sum(inference_window_count(video, recipe.experiment.detector.grid) for video in videos)
 
 
 def _timed(action: Callable[[], T]) -> tuple[T, float]:

@@ -201,13 +201,14 @@ class Stages:
             teacher=teacher if terms else None,
         )
         videos = self._scoring_videos
+        scores: tuple[CandidateScore, ...] = ()
 
-        def watch(standing: SweepRows) -> None:
-            self.steps.scored(task, candidate_scores(standing, experiment, videos), False)
+        def watch(standing: SweepRows, final: bool) -> None:
+            nonlocal scores
+            scores = candidate_scores(standing, experiment, videos)
+            self.steps.scored(task, scores, final)
 
-        sweep = self._sweeper.rows(folder, kind, task, videos, watch if kind == "scores" else None)
-        scores = candidate_scores(sweep, experiment, videos)
-        self.steps.scored(task, scores, True)
+        sweep = self._sweeper.rows(folder, kind, task, videos, watch)
         return sweep, scores
 
     @property

@@ -35,20 +35,21 @@ class Sweeper:
         kind: SweepKind,
         task: SweepTask,
         videos: Annotations,
-        watch: Callable[[SweepRows], None] | None = None,
+        watch: Callable[[SweepRows, bool], None] | None = None,
     ) -> SweepRows:
         """The rows of a sweep over `videos`; only slices that are not on disk are run.
 
-        Candidates of a sweep that is `watch`ed race, where the recipe lets them.
+        Candidates for the drop race, where the recipe lets them; those of a tie do not.
 
         Args:
-            watch: told at every barrier how those in the race stand, `stopped` being who leaves it.
+            watch: told at every barrier how those in the race stand, `stopped` being who leaves it, and, as
+                final, how all stand at the end. That is part of the sweep's time: its workers are held.
 
         Raises:
             RuntimeError: the sweep ended with slices missing.
         """
         experiment, count = self.recipe.experiment, slice_count(self.recipe.execution)
-        raced = watch is not None and is_raced(experiment, task.criterion)
+        raced = kind == "scores" and is_raced(experiment, task.criterion)
         plan = folder.read_plan(kind)
         if plan is None:
             if raced:
@@ -64,7 +65,7 @@ class Sweeper:
             standing = SweepRows(task.criterion, rows, dict.fromkeys(alive, names))
             verdict = judge(standing, experiment, videos, folder.round, stage, of=len(seen) - 1)
             self.report(barrier_line(folder.round, verdict, len(names), len(seen[-1])))
-            watch(replace(standing, stopped=frozenset(verdict.stopped)))
+            watch(replace(standing, stopped=frozenset(verdict.stopped)), False)
             return tuple(block for block in alive if block not in verdict.stopped)
 
         seen = videos_by_stage(plan)
@@ -75,19 +76,28 @@ class Sweeper:
             lambda work, table: folder.write_slice(kind, work, table),
             at_barrier if raced else None,
         )
-        if not feed.ended:
-            share = "" if feed.seen == 0 else f", {feed.seen:.0%} of them on record"
-            self.report(f"{label(folder.round)}: {kind}, {len(seen[-1])} videos{share}")
-            with measuring(folder, kind, self.recipe.execution) as measured:
-                measured |= self.sweep(task, feed) or {}
+
+        def at_end() -> SweepRows:
             if not feed.ended:  # an interrupted cluster run may end without an error
                 raise RuntimeError(f"sweep {task.name} ended with {1 - feed.seen:.0%} of its videos missing")
-        return SweepRows(
-            task.criterion,
-            folder.read_slices(kind),
-            videos_of_arms(plan, feed.raced, task.candidates, undropped=task.criterion != "mse"),
-            frozenset(task.candidates) - frozenset(feed.alive),
-        )
+            whole = SweepRows(
+                task.criterion,
+                folder.read_slices(kind),
+                videos_of_arms(plan, feed.raced, task.candidates, undropped=task.criterion != "mse"),
+                frozenset(task.candidates) - frozenset(feed.alive),
+            )
+            if watch is not None:
+                watch(whole, True)
+            return whole
+
+        if feed.ended:
+            return at_end()
+        share = "" if feed.seen == 0 else f", {feed.seen:.0%} of them on record"
+        self.report(f"{label(folder.round)}: {kind}, {len(seen[-1])} videos{share}")
+        with measuring(folder, kind, self.recipe.execution) as measured:
+            measured |= self.sweep(task, feed) or {}
+            whole = at_end()
+        return whole
 
 
 def barrier_line(round: int, verdict: Verdict, videos: int, of: int) -> str:

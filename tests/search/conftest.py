@@ -148,6 +148,8 @@ class World:
     lines: list[str] = field(default_factory=list)
     latency_ms: Callable[[Model], float] = lambda model: 10.0 * len(model.kept_blocks)
     publish: Callable[[], None] = lambda: None
+    trials_end: Callable[[], None] = lambda: None
+    """Called when final scores are told."""
     spoilt: Callable[[Model, str, int], bool] = lambda model, video, label: False
     """Whether a model finds no instance of a class in a video; what candidates find is not spoilt."""
 
@@ -192,6 +194,11 @@ class World:
         model = Model(task.student.kept_blocks, weights)
         return Alignment(1e-4, 2, model, curves, measured={"seconds_per_epoch": self.timed})
 
+    def scored(self, task: SweepTask, scores: Sequence[CandidateScore], final: bool) -> None:
+        self.told.append((task.name, scores, final))
+        if final:
+            self.trials_end()
+
     def latency(self, model: Model) -> Mapping[str, float]:
         self.timed += 1
         return {"p50_ms": self.latency_ms(model), "p95_ms": 99.0 + self.timed}
@@ -203,12 +210,7 @@ class World:
             self.recipe,
             self.split,
             to_bundle(teacher or teacher_model(), {}),
-            Steps(
-                self.sweep,
-                self.align,
-                self.latency,
-                scored=lambda task, scores, final: self.told.append((task.name, scores, final)),
-            ),
+            Steps(self.sweep, self.align, self.latency, self.scored),
             Ledger.open(run_dir, self.recipe, owner),
             to_bundle=to_bundle,
             from_bundle=from_bundle,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,22 @@ def test_summary(tmp_path: Path, make_world) -> None:
     assert measured["stages"]["scores"]["hosts"] == ["here"]
     assert measured["stages"]["align"]["seconds_per_epoch"] == 1
     assert not measured["stages"]["scores"]["resumed"]
+
+
+def test_a_scoring_stage_lasts_until_its_trials_have_ended(
+    tmp_path: Path, make_world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are held until then, and a plan counts it. A tie's sweep has trials of its own."""
+    now = 0.0
+
+    def trials_end() -> None:
+        nonlocal now
+        now += 3.0
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    make_world(perfect=True, trials_end=trials_end).run(str(tmp_path))
+    stages = Ledger.existing(str(tmp_path)).round(1).read_measured()["stages"]
+    assert (stages["scores"]["seconds"], stages["tie"]["seconds"]) == (3.0, 3.0)
 
 
 def test_bundles_say_how_they_were_made(tmp_path: Path, make_world) -> None:

@@ -24,7 +24,7 @@ from pbd_ray.search.forecasting import NARROW, RACED, WIDE, forecast, scoring_ma
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.state import Cost
 
-WORK = Workload(fit=130, scored=100, scoring=100, selection=20, test=40, epoch=60)
+WORK = Workload(fit=130, scored=100, scoring=100, selection=20, test=40, epoch=60, training_frames=1.5)
 UNITS = UnitSeconds(
     workers=2, runs_at_once=2, start=8.0, load=1.0, decode=0.5, window=0.25, scoring=2.0, trials=3.0,
     latency=5.0, align=RunSeconds(start=10.0, training=0.5, selection=0.25, peak_memory_bytes=2_000_000_000),
@@ -69,6 +69,9 @@ def test_hours_and_range(tiny_recipe: str) -> None:
     assert scores.cpu_hours == pytest.approx(254 * 2 * 0.5 / 3600)
     align = next(stage for stage in plan.stages if (stage.round, stage.stage) == (1, "align"))
     assert align.cpu_hours == pytest.approx(2 * (60 + 10 + 50) * 0.5 / 3600)  # what epochs hold
+    more = planned(tiny_recipe, "alignment.learning_rates=[1e-5,1e-4,1e-3]")
+    align = next(stage for stage in more.stages if (stage.round, stage.stage) == (1, "align"))
+    assert align.cpu_hours == pytest.approx((3 * (60 + 10) + 2 * 50) * 0.5 / 3600)  # the third finds a cache
     assert {stage.gpu_hours for stage in plan.stages} == {0}
     assert plan.low == pytest.approx(NARROW * plan.seconds)
     assert plan.high == pytest.approx(WIDE * plan.seconds)
@@ -109,8 +112,18 @@ def test_one_shot_is_aligned_once(tiny_recipe: str) -> None:
 
 
 def test_more_learning_rates_than_run_at_once(tiny_recipe: str) -> None:
+    """Those that wait read from the cache what the first have decoded."""
     plan = planned(tiny_recipe, "alignment.learning_rates=[1e-5,1e-4,1e-3]")
-    assert seconds(plan)[1, "align"] == pytest.approx(2 * (10 + 60 + 10 + 50))
+    assert seconds(plan)[1, "align"] == pytest.approx(2 * (10 + 60 + 10) + 50)
+
+
+@pytest.mark.parametrize(("uncached", "decoding"), [(0.0, 50), (1.0, 120 * 1.5 + 40)])
+def test_ranks_share_the_decoding(uncached: float, decoding: float, tiny_recipe: str) -> None:
+    """Without a cache in two epochs twice 60 training windows and twice 20 selection windows."""
+    plan = planned(tiny_recipe, "train_workers=2", uncached=uncached)
+    assert seconds(plan)[1, "align"] == pytest.approx(10 + 60 + 10 + decoding * 0.5 * 2 / 2)
+    align = next(stage for stage in plan.stages if (stage.round, stage.stage) == (1, "align"))
+    assert align.cpu_hours == pytest.approx(2 * 2 * (60 + 10 + decoding / 2) * 0.5 / 3600)
 
 
 def test_halving(tiny_recipe: str) -> None:
@@ -122,7 +135,7 @@ def test_halving(tiny_recipe: str) -> None:
     )
     epoch = 60 * 0.5 + 20 * 0.25
     assert seconds(planned(tiny_recipe, *options))[1, "align"] == pytest.approx(
-        2 * (10 + epoch + 50) + (10 + epoch) + (10 + 6 * epoch)
+        2 * (10 + epoch) + 50 + (10 + epoch) + (10 + 6 * epoch)
     )
 
 
@@ -140,7 +153,10 @@ def test_frames_without_room_are_decoded_every_time(tiny_recipe: str) -> None:
     assert more[0, "evaluation"] == more[1, "scores"] == 0  # decoded for the first time either way
     assert more[2, "scores"] == pytest.approx(100 * 0.25)
     assert more[1, "evaluation"] == pytest.approx(40 * 0.25)
-    assert more[2, "align"] == pytest.approx(2 * (60 + 20) * 0.5)
+    # Every frame of a training window, some of which two windows of inference share; the half that has room
+    # among 30 fit and 20 selection windows is decoded once.
+    assert more[2, "align"] == pytest.approx(2 * (60 * 1.5 + 20) * 0.5)
+    assert more[1, "align"] == pytest.approx(2 * (60 * 1.5 + 20) * 0.5 - 50 * 0.5)
 
 
 def test_training_at_another_size_decodes_anew(tiny_recipe: str) -> None:
@@ -155,12 +171,14 @@ def test_the_training_loss_takes_one_window_a_video(tiny_recipe: str) -> None:
     plan = forecast(recipe, work, UNITS, COST, rounds=2, uncached=0.0, disk_bytes=0)
     assert seconds(plan)[1, "scores"] == pytest.approx(4 + 25 * 2.0 + 100 * 0.5)
     assert seconds(plan)[1, "align"] == pytest.approx(10 + 60 + 10 + 50)
+    plan = forecast(recipe, work, UNITS, COST, rounds=2, uncached=1.0, disk_bytes=0)
+    assert seconds(plan)[1, "scores"] == pytest.approx(4 + 25 * 2.0 + 25 * 1.5 * 0.5)
 
 
 def test_the_grid_narrows_from_round_to_round(tiny_recipe: str) -> None:
     rates = "alignment.learning_rates=[1e-6,1e-5,1e-4,1e-3,1e-2]"
     found = seconds(planned(tiny_recipe, rates, "alignment.prior_steps=1"))
-    assert found[1, "align"] == pytest.approx(3 * (10 + 60 + 10 + 50))
+    assert found[1, "align"] == pytest.approx(3 * (10 + 60 + 10) + 50)
     assert found[2, "align"] < 2 * (10 + 60 + 10)
 
 

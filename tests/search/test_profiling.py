@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from pbd_ray.config import Recipe, load_recipe
+from pbd_ray.config import Recipe
 from pbd_ray.data.annotations import Annotations, Split
-from pbd_ray.data.source import load_split
-from pbd_ray.data.windows import inference_window_count, inference_windows
+from pbd_ray.data.windows import inference_window_count
 from pbd_ray.report.forecast import RunSeconds, UnitSeconds
 from pbd_ray.search import profiling
-from pbd_ray.search.profiling import STEPS, measure, uncached_share, workload
+from pbd_ray.search.profiling import STEPS, VIDEOS_PER_WORKER, measure
 from pbd_ray.search.state import Alignment, AlignTask, Feed, Model, Steps, SweepTask
 
 WORKERS = 2
@@ -26,6 +25,8 @@ TRUE = UnitSeconds(
     workers=WORKERS, runs_at_once=2, start=8.0, load=0.5, decode=2.0, window=0.125, scoring=1.0, trials=3.0,
     latency=1.25, align=ALIGN, fit=FIT,
 )  # fmt: skip
+TRIALS_START = 2.0
+"""Of `TRUE.trials`, beside the sweep."""
 
 
 @dataclass
@@ -34,11 +35,13 @@ class Cluster:
 
     recipe: Recipe
     now: float = 0.0
-    cached: set[str] = field(default_factory=set)
-    """Videos whose frames are in the cache."""
+    cached: set[tuple[str, int]] = field(default_factory=set)
+    """(video, short side) of the frames that are in the cache."""
     diverges: bool = False
     """The first learning rate does."""
     trained: list[tuple[Recipe, Split]] = field(default_factory=list)
+    scored: list[frozenset[str]] = field(default_factory=list)
+    """Videos of every sweep with candidates."""
 
     def windows(self, part: Annotations) -> int:
         return sum(inference_window_count(v, self.recipe.experiment.detector.grid) for v in part.videos)
@@ -51,20 +54,23 @@ class Cluster:
             nonlocal running
             self.now += TRUE.load if running else TRUE.start
             running = True
-            criterion, everything = task.criterion, few.everything()
+            losses, videos = task.criterion == "train_loss", []
+            self.now += TRIALS_START if task.candidates else 0.0
             while (work := feed.take()) is not None:
-                for name in work.piece.videos:
-                    windows = self.windows(everything.select([name]))
-                    self.now += self.decoding(short, name, windows)
-                    units = 1 if criterion == "train_loss" else windows
-                    self.now += TRUE.scoring * units if task.candidates else TRUE.window * windows
+                part = few.everything().select(work.piece.videos)
+                self.now += self.decoding(short, part, training=losses)
+                units = len(part.videos) if losses else self.windows(part)
+                self.now += TRUE.scoring * units if task.candidates else TRUE.window * units
+                videos += work.piece.videos
                 feed.give(work, pa.table({}))
+            if task.candidates:
+                self.scored.append(frozenset(videos))
             return {}
 
         def scored(task: SweepTask, scores: Any, final: bool) -> None:
             assert final
             assert {score.block for score in scores} == set(task.candidates)
-            self.now += TRUE.trials
+            self.now += TRUE.trials - TRIALS_START
 
         def latency(model: Model) -> Mapping[str, float]:
             self.now += TRUE.latency
@@ -72,13 +78,14 @@ class Cluster:
 
         yield Steps(sweep, lambda task: self.align(short, few, task), latency, scored=scored)
 
-    def decoding(self, short: Recipe, name: str, windows: int) -> float:
-        """Seconds until a video is decoded, by whom the cache has it afterwards if the recipe has one."""
-        if name in self.cached and short.execution.cache_gigabytes:
-            return 0.0
-        if short.execution.cache_gigabytes:
-            self.cached.add(name)
-        return TRUE.decode * windows
+    def decoding(self, short: Recipe, part: Annotations, training: bool) -> float:
+        """Seconds until videos are decoded at a size; the cache has them afterwards if the recipe has one."""
+        grid = short.experiment.detector.grid
+        side = grid.train_short_side_pixels if training else grid.test_short_side_pixels
+        kept = self.cached if short.execution.cache_gigabytes else set()
+        missing = [video.id for video in part.videos if (video.id, side) not in kept]
+        kept |= {(name, side) for name in missing}
+        return TRUE.decode * self.windows(part.select(missing))
 
     def align(self, short: Recipe, few: Split, task: AlignTask) -> Alignment:
         assert len(task.student.kept_blocks) == len(task.teacher.kept_blocks) - 1
@@ -90,16 +97,15 @@ class Cluster:
     def _train(self, short: Recipe, few: Split, true: RunSeconds, rates: int) -> Alignment:
         """Two epochs, the first slower by half, and slower by what has to be decoded."""
         self.trained.append((short, few))
-        windows, size = len(few.fit.videos), self.windows(few.selection)
-        selecting = size * true.selection + sum(
-            self.decoding(short, video.id, self.windows(few.selection.select([video.id])))
-            for video in few.selection.videos
-        )
-        seconds = 2.5 * windows * true.training + selecting
+        windows = len(few.fit.videos)
+        first = 1.5 * windows * true.training + self.decoding(short, few.fit, training=True)
+        selecting = self.windows(few.selection) * true.selection
+        selecting += self.decoding(short, few.selection, training=False)
+        seconds = first + windows * true.training + selecting
         self.now += true.start + seconds
         run = {
             "seconds": seconds,
-            "windows_per_second": [1 / (1.5 * true.training), 1 / true.training],
+            "windows_per_second": [windows / first, 1 / true.training],
             "peak_memory_bytes": true.peak_memory_bytes,
             "diverged": None,
         }
@@ -152,7 +158,7 @@ def test_what_is_cached_from_before_changes_nothing(
     part: str, make_recipe, split: Split, first_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after an earlier plan."""
-    before = {video.id for video in split.parts[part].videos}
+    before = {(video.id, side) for video in split.parts[part].videos for side in (160, 182)}
     found = measured(Cluster(make_recipe(), cached=before), split, first_model(), monkeypatch)
     assert leaves(found) == pytest.approx(leaves(TRUE))
 
@@ -177,9 +183,11 @@ def test_a_learning_rate_that_diverges_is_left_out(
 def test_what_is_trained_meanwhile(
     make_recipe, split: Split, first_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two short epochs of as many learning rates as run at once, on whole batches of few videos."""
+    """Two short epochs of as many learning rates as run at once, on whole batches of few videos; of these
+    as many are scored as two groups have, short and long ones."""
     rates = [1e-5, 1e-4, 1e-3]
-    changes = {"experiment__alignment": {"learning_rates": rates, "halving": True}}
+    options = {"learning_rates": rates, "halving": True, "optimizer": {"batch_size": 4}}
+    changes = {"experiment__alignment": options}
     cluster = Cluster(make_recipe(**changes))
     measured(cluster, split, first_model(), monkeypatch)
     align, fit = cluster.trained
@@ -188,7 +196,20 @@ def test_what_is_trained_meanwhile(
     assert align[0].experiment.alignment.halving is None
     batch = align[0].experiment.alignment.optimizer.batch_size
     assert len(align[1].fit.videos) == STEPS * batch
+    group, both = cluster.scored
+    assert (2 * len(group), len(both)) == (2 * VIDEOS_PER_WORKER * WORKERS,) * 2
+    assert group < both
+    lengths = [cluster.windows(align[1].fit.select([name])) for name in both]
+    every = [cluster.windows(align[1].fit.select([video.id])) for video in align[1].fit.videos]
+    assert (min(lengths), max(lengths)) == (min(every), max(every))
     assert Recipe.model_validate(align[0].model_dump()) == align[0]
+
+
+def test_one_fit_video(make_recipe, split: Split, first_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its group is the second; the first has none."""
+    alone = Split(split.fit.select(["fit_00"]), split.selection, split.test)
+    found = measured(Cluster(make_recipe()), alone, first_model(), monkeypatch)
+    assert leaves(found) == pytest.approx(leaves(TRUE))
 
 
 def test_one_test_video(make_recipe, split: Split, first_model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,54 +217,3 @@ def test_one_test_video(make_recipe, split: Split, first_model, monkeypatch: pyt
     alone = Split(split.fit, split.selection, split.test.select(["test_00"]))
     found = measured(Cluster(make_recipe()), alone, first_model(), monkeypatch)
     assert found.window == pytest.approx(TRUE.window)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "changes"),
-    [
-        ([], {}),
-        (["scoring.criterion=train_loss"], {"scoring": 6}),
-        (["alignment.optimizer.batch_size=4"], {"epoch": 4}),
-        (["paper_protocol=true"], {"selection": "test"}),
-    ],
-)
-def test_workload(overrides: list[str], changes: dict[str, Any], tiny_recipe: str) -> None:
-    """6 fit videos, which all score, in batches of 2."""
-    recipe = load_recipe(tiny_recipe, overrides)
-    split = load_split(recipe, print)
-    grid = recipe.experiment.detector.grid
-    windows = {
-        name: sum(len(inference_windows(video, grid)) for video in part.videos)
-        for name, part in split.parts.items()
-    }
-    found = workload(recipe, split)
-    expected = {
-        **windows,
-        "scored": windows["fit"],
-        "scoring": windows["fit"],
-        "epoch": 6,
-    } | {key: windows[value] if isinstance(value, str) else value for key, value in changes.items()}
-    assert asdict(found) == expected
-
-
-def test_uncached_share(tiny_recipe: str) -> None:
-    """13 videos, some 5 to 8 s at 20 frames a second, every second frame, 20 pixels high."""
-    recipe = load_recipe(tiny_recipe)
-    split = load_split(recipe, print)
-    frames = sum(-(-video.frames // 2) for video in split.everything().videos)
-    needed = frames * 20 * (20 * 16 / 9) * 3 / 1e9
-    half = load_recipe(tiny_recipe, [f"cache_gigabytes={needed / 2}"])
-    assert uncached_share(half, split) == pytest.approx(0.5, abs=0.02)
-    assert uncached_share(recipe, split) == 0.0
-    assert uncached_share(load_recipe(tiny_recipe, ["cache_gigabytes=0"]), split) == 1.0
-
-
-def test_two_sizes_of_the_fit_videos(tiny_recipe: str) -> None:
-    """Training reads 24 pixels, scoring 20: both are kept."""
-    recipe = load_recipe(tiny_recipe, ["detector.grid.train_short_side_pixels=24"])
-    split = load_split(recipe, print)
-    frames = {name: sum(-(-v.frames // 2) for v in part.videos) for name, part in split.parts.items()}
-    rest = (frames["selection"] + frames["test"]) * 20**2
-    needed = (frames["fit"] * (24**2 + 20**2) + rest) * 16 / 9 * 3 / 1e9
-    changes = {"execution": recipe.execution.model_copy(update={"cache_gigabytes": needed / 4})}
-    assert uncached_share(recipe.model_copy(update=changes), split) == pytest.approx(0.75, abs=0.01)
