@@ -18,12 +18,16 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 def test_runs_are_trials(
-    start: Callable[[Sequence[str]], Any], teacher: Path, tiny_recipe: str, video_cache: Path, tmp_path: Path
+    start: Callable[[Sequence[str]], Any],
+    untrained_teacher: Path,
+    tiny_recipe: str,
+    video_cache: Path,
+    tmp_path: Path,
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     common = [
         f"cache_dir={video_cache}",
-        f"experiment.teacher.source={teacher}",
+        f"experiment.teacher.source={untrained_teacher}",
         "experiment.stopping.max_drops=1",
         "alignment.learning_rates=[1.0e-3]",
         "execution.progress_seconds=0.1",

@@ -25,7 +25,7 @@ Start = Callable[[Sequence[str]], Any]
 
 def test_run_dir_on_s3(
     start: Start,
-    teacher: Path,
+    untrained_teacher: Path,
     tiny_recipe: str,
     video_cache: Path,
     tmp_path: Path,
@@ -33,7 +33,11 @@ def test_run_dir_on_s3(
 ) -> None:
     """Ledger, Tune and Train on S3 with credentials from the environment: the result of a local run_dir."""
     local, run_dir = tmp_path / "local", s3_uri("runs/tiny")
-    shorter = [f"teacher.source={teacher}", "stopping.max_drops=1", "alignment.learning_rates=[1.0e-3]"]
+    shorter = [
+        f"teacher.source={untrained_teacher}",
+        "stopping.max_drops=1",
+        "alignment.learning_rates=[1.0e-3]",
+    ]
     run_compression(load_recipe(tiny_recipe, [*_overrides(local, video_cache), *shorter, "backend=local"]))
     driver = start(["jobs/compress.py", tiny_recipe, *_overrides(run_dir, video_cache), *shorter])
     log = driver.wait()
