@@ -81,6 +81,20 @@ def video_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def untrained_teacher(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundle of a tiny detector that knows nothing, for where any will do: fitting one takes seconds."""
+    from pbd_ray.config import load_recipe
+    from pbd_ray.data.synthetic import CLASSES
+    from pbd_ray.detector.bundle import save_bundle
+    from pbd_ray.detector.detector import Detector
+
+    folder = tmp_path_factory.mktemp("bundles") / "teacher"
+    torch.manual_seed(0)
+    save_bundle(folder, Detector(load_recipe(tiny_recipe).experiment.detector, len(CLASSES)), CLASSES, {})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """host:port of an S3 server on this machine; credentials for it are in the environment."""
     log = tmp_path_factory.mktemp("s3") / "server.log"

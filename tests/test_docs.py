@@ -63,17 +63,26 @@ def test_links_lead_somewhere(page: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_name_jobs_and_keys_that_exist(page: Path) -> None:
-    """Of every command with one of our scripts: the script is there, and so are the recipe's keys."""
+COMMAND = re.compile(r"(?<![\w/])((?:jobs|benchmarks|docs)/\w+\.py)([^`#\n]*)")
+TAKE_OVERRIDES = ("jobs/ablate.py", "jobs/compress.py", "jobs/train_teacher.py")
+
+
+def test_commands_name_scripts_options_and_keys_that_exist() -> None:
+    """Of every script of ours on any page; every job is on one."""
     known = paths(load_recipe("demo", ["alignment.halving=on"]).model_dump())
-    text = page.read_text().replace("\\\n", " ")
-    for script, rest in re.findall(r"python ((?:jobs|benchmarks|docs)/\w+\.py)([^`#\n]*)", text):
-        assert (ROOT / script).is_file()
-        if script in ("jobs/compress.py", "jobs/ablate.py", "jobs/train_teacher.py"):
-            for key in set(re.findall(r"[\s\"']([a-z][a-z_.]+)=", rest)) - {"key"}:
-                places = {f".{key}", f".execution.{key}", f".experiment.{key}"}
-                assert places & known, f"{script}{rest}: {key}"
+    scripts, options, keys = set(), set(), set()
+    for page in PAGES:
+        for script, rest in COMMAND.findall(page.read_text().replace("\\\n", " ")):
+            scripts.add(script)
+            options |= {(script, option) for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)}
+            if script in TAKE_OVERRIDES:
+                keys |= set(re.findall(r"[\s\"']([a-z][a-z_.]+)=", rest)) - {"key"}
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
+    assert [one for one in options if f'"{one[1]}"' not in (ROOT / one[0]).read_text()] == []
+    assert [key for key in keys if not {f".{key}", f".execution.{key}", f".experiment.{key}"} & known] == []
+    assert {f"jobs/{job.name}" for job in (ROOT / "jobs").glob("*.py")} <= scripts
+    assert {("jobs/compress.py", "--plan"), ("jobs/report.py", "--pick")} <= options
+    assert {"run_dir", "teacher.source", "stopping.max_drops"} <= keys
 
 
 def paths(value: object, path: str = "") -> set[str]:

@@ -84,6 +84,7 @@ def tables(found: dict[Path, int]) -> dict[Path, int]:
 
 
 @pytest.mark.chaos
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(120 * KILLS + 600)
 def test_the_same_command_until_the_run_has_ended(

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from pbd_ray.search.verify import verify
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.chaos, pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ONLY_LONG = pytest.mark.skipif(
     os.environ.get("PBD_RAY_CHAOS") != "long", reason="takes minutes: only with PBD_RAY_CHAOS=long"

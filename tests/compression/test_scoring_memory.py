@@ -13,7 +13,7 @@ import pytest
 from pbd_ray.config import load_recipe
 from pbd_ray.data import synthetic
 
-DEPTH = 8
+DEPTH = 5
 OVERRIDES = (
     "data.synthetic.fit_videos=1",
     "data.synthetic.selection_videos=1",

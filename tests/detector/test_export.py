@@ -117,16 +117,6 @@ def test_onnx_for_any_batch_size(batch: int, graph: tuple[Detector, Path]) -> No
     close(FORMATS["onnx"].read(folder, plain_bundle(detector))(frames, mask), expected, 1e-5)
 
 
-@pytest.mark.slow
-def test_onnx_of_a_large_backbone(tmp_path: Path) -> None:
-    detector = detector_of(SMALL_VIDEOMAE, KEPT["VideoMAE-S"])
-    bundle = plain_bundle(detector)
-    FORMATS["onnx"].write(bundle, tmp_path)
-    frames, mask = windows(detector.config, 3)
-    with torch.no_grad():
-        close(FORMATS["onnx"].read(tmp_path, bundle)(frames, mask), detector(frames, mask), 1e-3)
-
-
 def test_an_onnx_file_that_is_none(graph: tuple[Detector, Path], tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(UserError, match=r"model.onnx: onnxruntime cannot load it: ") as error:

@@ -89,7 +89,6 @@ def same(a: VideoMAE, b: VideoMAE) -> bool:
         pytest.param(384, 12, 6, True, id="S"),
         pytest.param(384, 12, 6, False, id="S with the norm of pretraining"),
         pytest.param(768, 12, 12, True, id="B"),
-        pytest.param(1024, 24, 16, True, id="L", marks=pytest.mark.slow),
     ],
 )
 def test_sequence_output_of_transformers(dim: int, depth: int, heads: int, mean_pooling: bool) -> None:

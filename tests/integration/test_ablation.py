@@ -18,12 +18,16 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 def test_runs_are_trials(
-    start: Callable[[Sequence[str]], Any], tiny_recipe: str, video_cache: Path, tmp_path: Path
+    start: Callable[[Sequence[str]], Any],
+    untrained_teacher: Path,
+    tiny_recipe: str,
+    video_cache: Path,
+    tmp_path: Path,
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     common = [
         f"cache_dir={video_cache}",
-        f"experiment.teacher.source={_teacher(tiny_recipe, video_cache, tmp_path)}",
+        f"experiment.teacher.source={untrained_teacher}",
         "experiment.stopping.max_drops=1",
         "alignment.learning_rates=[1.0e-3]",
         "execution.progress_seconds=0.1",
@@ -45,22 +49,6 @@ def test_runs_are_trials(
     assert "ours-seed2: round 1: drop block" in log
     assert "Table F4" in log
     assert not (there / "ray").exists()
-
-
-def _teacher(recipe: str, cache: Path, folder: Path) -> Path:
-    """The bundle of a teacher that knows nothing: what is compared is the same for any."""
-    from pbd_ray.compression.blocks import to_detector
-    from pbd_ray.compression.jobs import initial_model
-    from pbd_ray.data.source import load_split
-    from pbd_ray.detector.bundle import save_bundle
-
-    loaded = load_recipe(recipe, [f"cache_dir={cache}"])
-    classes = load_split(loaded, print).fit.classes
-    detector = to_detector(
-        initial_model(loaded, len(classes), print), loaded.experiment.detector, len(classes)
-    )
-    save_bundle(folder / "teacher", detector, classes, {})
-    return folder / "teacher"
 
 
 def _results(output: Path) -> dict[str, str]:

@@ -23,17 +23,9 @@ LOOPBACK = {"127.0.0.1", "::ffff:127.0.0.1"}
 Start = Callable[[Sequence[str]], Any]
 
 
-@pytest.fixture(scope="module")
-def in_process(tiny_recipe: str, video_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of the same recipe, run in this process without Ray."""
-    run_dir = tmp_path_factory.mktemp("local") / "run"
-    run_compression(load_recipe(tiny_recipe, [*_overrides(run_dir, video_cache), "backend=local"]))
-    return run_dir
-
-
 def test_run_dir_on_s3(
     start: Start,
-    in_process: Path,
+    untrained_teacher: Path,
     tiny_recipe: str,
     video_cache: Path,
     tmp_path: Path,
@@ -41,8 +33,11 @@ def test_run_dir_on_s3(
 ) -> None:
     """Ledger, Tune and Train on S3 with credentials from the environment: the result of a local run_dir."""
     local, run_dir = tmp_path / "local", s3_uri("runs/tiny")
-    shorter = [f"teacher.source={in_process / 'teacher'}", "stopping.max_drops=1"]
-    shorter.append("alignment.learning_rates=[1.0e-3]")
+    shorter = [
+        f"teacher.source={untrained_teacher}",
+        "stopping.max_drops=1",
+        "alignment.learning_rates=[1.0e-3]",
+    ]
     run_compression(load_recipe(tiny_recipe, [*_overrides(local, video_cache), *shorter, "backend=local"]))
     driver = start(["jobs/compress.py", tiny_recipe, *_overrides(run_dir, video_cache), *shorter])
     log = driver.wait()

@@ -1,4 +1,4 @@
-"""`--verify` and `--explain` on a run, as processes of their own: what they print and their exit status."""
+"""`--verify` and `--explain` on a run: what they print and their exit status."""
 
 from __future__ import annotations
 
@@ -9,32 +9,45 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-JOB = Path(__file__).parents[2] / "jobs" / "compress.py"
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
+Ask = Callable[..., tuple[int, list[str]]]
 
-def ask(*arguments: str) -> tuple[int, list[str]]:
-    """Exit status and the lines printed; neither torch nor Ray can be imported meanwhile."""
-    code = (
-        "import runpy, sys; sys.modules['torch'] = sys.modules['ray'] = None; sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    command = [sys.executable, "-c", code, str(JOB), *arguments]
-    path = str(JOB.parents[1])
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert "Traceback" not in done.stderr
+
+@pytest.fixture
+def ask(run_job: Callable[..., Any]) -> Ask:
+    """ask("--verify", ...) -> exit status and the lines printed."""
+
+    def run(*arguments: str) -> tuple[int, list[str]]:
+        done = run_job("compress.py", *arguments)
+        return done.status, (done.out + done.err).splitlines()
+
+    return run
+
+
+WITHOUT_TORCH_AND_RAY = """import runpy, sys
+sys.modules["torch"] = sys.modules["ray"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")"""
+
+
+def process(*arguments: str) -> tuple[int, list[str]]:
+    """The same of a process of its own, in which neither torch nor Ray can be imported."""
+    command = [sys.executable, "-c", WITHOUT_TORCH_AND_RAY, str(ROOT / "jobs" / "compress.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
 
 def test_a_healthy_run(run_dir: Path) -> None:
     """Copied and away from where it was made."""
-    assert ask("--verify", str(run_dir)) == (0, [f"{run_dir}: 1 rounds, all hashes hold"])
+    assert process("--verify", str(run_dir)) == (0, [f"{run_dir}: 1 rounds, all hashes hold"])
 
 
 def flip_a_byte(run_dir: Path) -> str:
@@ -73,7 +86,7 @@ def break_the_recipe(run_dir: Path) -> str:
 
 
 @pytest.mark.parametrize("spoil", [flip_a_byte, truncate, truncate_and_hide, remove, break_the_recipe])
-def test_a_spoiled_run(run_dir: Path, spoil: Callable[[Path], str]) -> None:
+def test_a_spoiled_run(run_dir: Path, spoil: Callable[[Path], str], ask: Ask) -> None:
     expected = spoil(run_dir)
     status, lines = ask("--verify", str(run_dir))
     assert status == 1
@@ -82,14 +95,14 @@ def test_a_spoiled_run(run_dir: Path, spoil: Callable[[Path], str]) -> None:
 
 
 @pytest.mark.parametrize("question", [["--verify"], ["--explain", "1"]])
-def test_not_a_run_dir(tmp_path: Path, question: list[str]) -> None:
+def test_not_a_run_dir(tmp_path: Path, question: list[str], ask: Ask) -> None:
     (tmp_path / "notes.txt").touch()
     expected = f"error: {tmp_path}/recipe.yaml is missing: not a run directory"
     assert ask(*question, str(tmp_path)) == (2, [expected])
 
 
 def test_a_round_is_explained(run_dir: Path) -> None:
-    status, lines = ask("--explain", "1", str(run_dir))
+    status, lines = process("--explain", "1", str(run_dir))
     decision = json.loads((run_dir / "rounds/01/decision.json").read_text())
     assert status == 0
     assert lines[0].startswith(f"round 1: block {decision['dropped_block']} went, ")
@@ -103,35 +116,19 @@ def test_a_round_is_explained(run_dir: Path) -> None:
         ("last", "--explain: ROUND 'last' is not a number"),
     ],
 )
-def test_a_round_that_is_not_there(run_dir: Path, round: str, expected: str) -> None:
+def test_a_round_that_is_not_there(run_dir: Path, round: str, expected: str, ask: Ask) -> None:
     assert ask("--explain", round, str(run_dir)) == (2, [f"error: {expected}"])
 
 
 def test_before_the_first_round(run_dir: Path) -> None:
     (run_dir / "summary.json").unlink()
-    status, (line,) = ask("--explain", "1", str(run_dir))
+    status, (line,) = process("--explain", "1", str(run_dir))
     assert (status, line) == (2, f"error: {run_dir}/summary.json is missing: no round is committed yet")
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"rounds": [{"round": 1}], "teacher": {}}'])
-def test_a_broken_summary(run_dir: Path, text: str) -> None:
+def test_a_broken_summary(run_dir: Path, text: str, ask: Ask) -> None:
     (run_dir / "summary.json").write_text(text)
     status, (line,) = ask("--explain", "1", str(run_dir))
     assert status == 2
     assert line.startswith(f"error: {run_dir}/summary.json: not a summary")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ([], "RECIPE is missing"),
-        (["--print-config"], "RECIPE is missing"),
-        (["--verify", "run", "demo"], "--verify and --explain take no RECIPE"),
-        (["--verify", "run", "--explain", "1", "run"], "not allowed with argument"),
-        (["--explain", "1"], "expected 2 arguments"),
-    ],
-)
-def test_usage(arguments: list[str], expected: str) -> None:
-    status, lines = ask(*arguments)
-    assert status == 2
-    assert expected in lines[-1]

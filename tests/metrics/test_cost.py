@@ -53,12 +53,11 @@ def released(size: str) -> DetectorConfig:
 @pytest.mark.golden
 @pytest.mark.parametrize("size", ["S", "L"])
 def test_reference_counts_at_every_depth(reference_file: Callable[[str], Path], size: str) -> None:
-    counts = json.loads(reference_file("counts.json").read_text())
+    every = json.loads(reference_file("counts.json").read_text())
+    counts = {name: expected for name, expected in every.items() if name.startswith(size)}
     config = released(size)
     depth = config.backbone.depth
     for name, expected in counts.items():
-        if not name.startswith(size):
-            continue
         kept = range(int(name.removeprefix(f"{size}_drop")), depth)
         macs = window_macs(config, kept, 20)
         assert macs.backbone // 48 == expected["macs_chunk_formula_merged"]
@@ -80,13 +79,14 @@ def test_reference_counts_at_every_depth(reference_file: Callable[[str], Path], 
         assert trainable_parameters(config, kept, "lora_only").total == expected["lora"]
         assert trainable_parameters(config, kept, "none").total == 0
 
-        with torch.device("meta"):
-            detector = Detector(config, 20, kept)
-        parameters = count_parameters(detector)
-        assert parameters.head == expected["head_total"]
-        assert parameters.total - parameters.head == expected["full_backbone"]
-        assert parameters.unused_norm == expected["fc_norm_unused"]
-        assert measured_macs(detector) == macs
+        if name in (min(counts), max(counts)):  # tracing a forward takes seconds
+            with torch.device("meta"):
+                detector = Detector(config, 20, kept)
+            parameters = count_parameters(detector)
+            assert parameters.head == expected["head_total"]
+            assert parameters.total - parameters.head == expected["full_backbone"]
+            assert parameters.unused_norm == expected["fc_norm_unused"]
+            assert measured_macs(detector) == macs
 
 
 def test_table_f_units() -> None:

@@ -24,7 +24,9 @@ OFFLINE = (
     "--disable-sync",
     "--no-first-run",
 )
-SIZES = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+# A theme changes colours and nothing else, a width changes everything else.
+wide_and_narrow = pytest.mark.parametrize("opened", [(1280, "light"), (390, "light")], indirect=True, ids=str)
+light_and_dark = pytest.mark.parametrize("opened", [(1280, "light"), (1280, "dark")], indirect=True, ids=str)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,9 @@ class Opened:
         return self.page.evaluate(script)
 
 
-@pytest.fixture(params=SIZES, ids=lambda size: f"{size[0]}-{size[1]}")
+@pytest.fixture
 def opened(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    """The page, in a window of (width in pixels, theme)."""
     width, scheme = request.param
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     found = Opened(page)
@@ -92,10 +95,12 @@ def contrast(opened: Opened, selector: str, style: str) -> float:
     )
 
 
+@light_and_dark
 def test_quiet_and_offline(opened: Opened) -> None:
     assert [message for message in opened.messages if not message.startswith("data:")] == []
 
 
+@wide_and_narrow
 def test_nothing_is_wider_than_the_screen(opened: Opened) -> None:
     """The page does not scroll sideways; what is wider than the screen scrolls in a box of its own."""
     assert opened.ask("document.documentElement.scrollWidth <= window.innerWidth")
@@ -107,6 +112,7 @@ def test_nothing_is_wider_than_the_screen(opened: Opened) -> None:
     assert opened.ask(sticking_out) == []
 
 
+@wide_and_narrow
 def test_figures_are_large_and_whole(opened: Opened) -> None:
     """Every text of a figure lies inside it, in letters that can be read, whatever font the system has."""
     facts = opened.ask(
@@ -130,6 +136,7 @@ def test_figures_are_large_and_whole(opened: Opened) -> None:
         assert one["smallest"] >= 8
 
 
+@light_and_dark
 def test_it_can_be_read(opened: Opened) -> None:
     """Contrast: 7 for text (WCAG AAA), 3 for what figures draw with (non-text)."""
     assert contrast(opened, "h1", "color") >= 7
@@ -138,12 +145,14 @@ def test_it_can_be_read(opened: Opened) -> None:
     assert contrast(opened, ".depths .kept", "backgroundColor") >= 3
 
 
+@light_and_dark
 def test_themes_differ(opened: Opened) -> None:
     dark = opened.ask("matchMedia('(prefers-color-scheme: dark)').matches")
     ground = opened.ask(f"({LUMINANCE})(getComputedStyle(document.body).backgroundColor)")
     assert ground < 0.1 if dark else ground > 0.9
 
 
+@light_and_dark
 def test_on_paper(opened: Opened) -> None:
     """White, whatever the screen's theme is, with figures in dark ink and every table whole and unfolded."""
     shown = "e.checkVisibility({contentVisibilityAuto: true})"

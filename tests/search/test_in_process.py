@@ -20,25 +20,29 @@ from pbd_ray.search.state import AlignTask, Model
 BLOCKS = 4
 
 
+@pytest.fixture
+def untrained(untrained_teacher: Path) -> list[str]:
+    """Overrides of a run that trains nothing, not even its teacher."""
+    return [f"experiment.teacher.source={untrained_teacher}", "experiment.alignment.trainable=none"]
+
+
 @pytest.mark.parametrize("criterion", ["map", "train_loss", "mse"])
 def test_every_criterion_selects_a_block(
-    criterion: str, tiny_recipe: str, video_cache: Path, tmp_path: Path
+    criterion: str, tiny_recipe: str, video_cache: Path, tmp_path: Path, untrained: list[str]
 ) -> None:
-    summary = _run(
-        tiny_recipe,
-        video_cache,
-        tmp_path,
-        f"experiment.scoring.criterion={criterion}",
-        "stopping.max_drops=1",
-    )
-    decision = summary.rounds[0].decision
+    """And without alignment nothing trains."""
+    options = (f"experiment.scoring.criterion={criterion}", "stopping.max_drops=1")
+    (record,) = _run(tiny_recipe, video_cache, tmp_path, *untrained, *options).rounds
+    assert record.learning_rate is None
+    assert record.curves is None or record.curves.num_rows == 0
+    decision = record.decision
     assert decision is not None
     assert decision.criterion == criterion
     assert decision.dropped_block in range(BLOCKS)
     assert {score.block for score in decision.scores} - {-1} == set(range(BLOCKS))
     fit_videos = 6
     assert all(score.videos == fit_videos for score in decision.scores)
-    if criterion != "map":  # lowest wins; the mAP of so small a teacher is 0 for every candidate
+    if criterion != "map":  # lowest wins; the mAP of such a teacher is 0 for every candidate
         candidates = {score.block: score.score for score in decision.scores if score.block >= 0}
         assert decision.dropped_block == min(candidates, key=lambda block: (candidates[block], block))
         assert len(set(candidates.values())) == BLOCKS
@@ -59,19 +63,12 @@ def test_macs_fall_by_the_dropped_share(tiny_recipe: str, video_cache: Path, tmp
     assert frontier.column("macs").to_pylist() == macs
 
 
-def test_given_drops_are_not_scored(tiny_recipe: str, video_cache: Path, tmp_path: Path) -> None:
-    given = ["experiment.scoring.drops=[2,0]", "experiment.alignment.trainable=none"]
-    summary = _run(tiny_recipe, video_cache, tmp_path, *given)
+def test_given_drops_are_not_scored(
+    tiny_recipe: str, video_cache: Path, tmp_path: Path, untrained: list[str]
+) -> None:
+    summary = _run(tiny_recipe, video_cache, tmp_path, *untrained, "experiment.scoring.drops=[2,0]")
     assert [record.decision.dropped_block for record in summary.rounds if record.decision] == [2, 0]
     assert not list((tmp_path / "run").glob("rounds/*/scores"))
-
-
-def test_without_alignment_nothing_trains(tiny_recipe: str, video_cache: Path, tmp_path: Path) -> None:
-    summary = _run(
-        tiny_recipe, video_cache, tmp_path, "experiment.alignment.trainable=none", "stopping.max_drops=1"
-    )
-    assert summary.rounds[0].learning_rate is None
-    assert summary.rounds[0].curves is None or summary.rounds[0].curves.num_rows == 0
 
 
 @pytest.mark.parametrize(
