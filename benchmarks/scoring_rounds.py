@@ -165,8 +165,9 @@ def swept(case: Case, raced: bool) -> tuple[Round, SweepRows]:
     clock = Clock()
     evaluate = clock.timed(MAP, candidate_scores)
 
-    def at_barrier(standing: SweepRows) -> None:
-        evaluate(standing, recipe.experiment, case.videos)
+    def at_barrier(standing: SweepRows, ended: bool) -> None:
+        if not ended:
+            evaluate(standing, recipe.experiment, case.videos)
 
     with TemporaryDirectory() as directory:
         folder = RoundFolder(Storage.at(directory), ROUND)

@@ -129,7 +129,7 @@ class _Stages:
         teacher, first, student = self.cost.macs, self._student(1), self._student(round)
         step = (TRAINING_FORWARDS * student + teacher) / (TRAINING_FORWARDS * first + teacher)
         run = replace(run, training=run.training * step, selection=run.selection * student / first)
-        config = self.recipe.experiment.alignment
+        config = self.recipe.experiment.alignment_after(round)
         rates = len(config.learning_rates)
         if round > 1 and config.prior_steps is not None:
             rates = min(rates, 2 * config.prior_steps + 1)

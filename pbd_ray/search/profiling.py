@@ -35,7 +35,7 @@ from pbd_ray.report.forecast import RunSeconds, UnitSeconds
 from pbd_ray.search.feed import SliceFeed
 from pbd_ray.search.slices import plan_slices, scoring_videos, slice_count
 from pbd_ray.search.state import Alignment, AlignTask, Model, Steps, SweepTask, without_block
-from pbd_ray.search.workload import epoch_windows, selection_videos, window_count
+from pbd_ray.search.workload import epoch_windows, window_count
 
 VIDEOS_PER_WORKER = 3
 """In each group."""
@@ -175,7 +175,7 @@ def _run_seconds(
     every: list[dict[str, Any]] = list(found.measured["learning_rates"].values())
     runs = [run for run in every if run["diverged"] is None]  # one at least, or `align` had raised
     windows = epoch_windows(config.optimizer, few)
-    selection = window_count(short, selection_videos(short, few).videos)
+    selection = window_count(short, few.selection.videos)
     evaluating = [
         max(0.0, run["seconds"] - sum(windows / rate for rate in run["windows_per_second"])) for run in runs
     ]
@@ -226,7 +226,7 @@ def _shortened(recipe: Recipe, runs_at_once: int) -> Recipe:
 
     experiment = recipe.experiment
     alignment, teacher = experiment.alignment, experiment.teacher
-    once = {"learning_rates": alignment.learning_rates[:runs_at_once], "halving": None}
+    once = {"learning_rates": alignment.learning_rates[:runs_at_once], "halving": None, "later_epochs": None}
     parts = {
         "alignment": alignment.model_copy(update=short(alignment.optimizer) | once),
         "teacher": teacher.model_copy(update=short(teacher.optimizer)),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from pbd_ray.config import OptimizerConfig, Recipe
-from pbd_ray.data.annotations import Annotations, Split, Video
+from pbd_ray.data.annotations import Split, Video
 from pbd_ray.data.windows import grid_frames, inference_window_count
 from pbd_ray.report.forecast import Workload
 from pbd_ray.search.slices import scoring_videos
@@ -24,7 +24,7 @@ def workload(recipe: Recipe, split: Split) -> Workload:
         fit=window_count(recipe, split.fit.videos),
         scored=windows,
         scoring=len(scored.videos) if experiment.scoring.criterion == "train_loss" else windows,
-        selection=window_count(recipe, selection_videos(recipe, split).videos),
+        selection=window_count(recipe, split.selection.videos),
         test=window_count(recipe, split.test.videos),
         epoch=epoch_windows(experiment.alignment.optimizer, split),
         training_frames=_training_frames(recipe, split.fit.videos),
@@ -44,11 +44,6 @@ def uncached_share(recipe: Recipe, split: Split) -> float:
         frames = sum(len(grid_frames(video, grid)) for video in part.videos if video.frames)
         needed += frames * 3 * ASPECT * sum(side**2 for side in sides)
     return max(0.0, 1 - recipe.execution.cache_gigabytes * 1e9 / needed) if needed else 0.0
-
-
-def selection_videos(recipe: Recipe, split: Split) -> Annotations:
-    """The videos that choose the epoch (`compression.jobs`)."""
-    return split.test if recipe.experiment.paper_protocol else split.selection
 
 
 def epoch_windows(optimizer: OptimizerConfig, split: Split) -> int:
