@@ -158,24 +158,25 @@ def decoding_once(naive: Round, arms: int) -> Round:
 
 def swept(case: Case, raced: bool) -> tuple[Round, SweepRows]:
     """A round as a run does it in one process: planned, scored slice by slice, written, read, evaluated."""
-    recipe, candidates = case.recipe, case.student.kept_blocks
+    experiment, candidates = case.recipe.experiment, case.student.kept_blocks
+    if not raced:
+        scoring = experiment.scoring.model_copy(update={"racing": None})
+        experiment = experiment.model_copy(update={"scoring": scoring})
+    recipe = case.recipe.model_copy(update={"experiment": experiment})
     nobody = replace(case.videos, videos=())
     steps = in_process_steps(recipe, Split(case.videos, nobody, nobody), case.source, lambda line: None)
     task = SweepTask("round-01-scores", ROUND, case.student, candidates, "map", "fit")
     clock = Clock()
     evaluate = clock.timed(MAP, candidate_scores)
 
-    def at_barrier(standing: SweepRows, ended: bool) -> None:
-        if not ended:
-            evaluate(standing, recipe.experiment, case.videos)
+    def watch(standing: SweepRows, final: bool) -> None:
+        evaluate(standing, experiment, case.videos)
 
     with TemporaryDirectory() as directory:
         folder = RoundFolder(Storage.at(directory), ROUND)
         sweeper = Sweeper(recipe, steps.sweep, lambda line: None)
         with clock.watching():
-            watch = at_barrier if raced else None
             rows = sweeper.rows(folder, "scores", task, case.videos, watch)
-            evaluate(rows, recipe.experiment, case.videos)
     total, seen = len(case.videos.videos), len(rows.videos[UNDROPPED])
     decode = decode_seconds(case, case.paired) / len(case.paired) * seen
     what = "fused + racing" if raced else "fused, a whole round"
