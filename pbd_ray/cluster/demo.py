@@ -19,9 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Before ray is imported, which reads it: this cluster is for one user, on loopback, for a few minutes.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -34,6 +34,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pbd_ray.cluster.monitoring import exit_status, say
 from pbd_ray.config import RunError
+
+T = TypeVar("T")
 
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 500_000_000
@@ -63,7 +65,8 @@ def main(arguments: list[str]) -> int:
     with _cluster() if nodes == 1 else _cluster_of(nodes) as address:
         client = _connect(address)
         say(f"ray job submit --working-dir . -- {command}")
-        job = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(root)})
+        environment = {"working_dir": str(root)}
+        job = _soon(lambda: client.submit_job(entrypoint=command, runtime_env=environment))
         asyncio.run(_follow(client, job))
         status = client.get_job_status(job)
     say(f"job {job}: {status}")
@@ -135,6 +138,7 @@ def _cluster_of(nodes: int) -> Iterator[str]:
             "num_cpus": 1,
             "node_ip_address": _LOOPBACK,
             "object_store_memory": _OBJECT_STORE_BYTES // 2,
+            "dashboard_agent_listen_port": 0,  # a port of its own: jobs are run by who listens there
         }
         head = {**node, "include_dashboard": True, "dashboard_port": _free_port(), "temp_dir": folder}
         cluster = Cluster()
@@ -149,18 +153,28 @@ def _cluster_of(nodes: int) -> Iterator[str]:
 
 
 def _connect(address: str) -> JobSubmissionClient:
-    """A client of the cluster's job API, as soon as it answers; its agent comes up last.
+    """A client of the cluster's job API, as soon as it answers.
 
     Raises:
         RuntimeError: not within two minutes.
     """
+
+    def connect() -> JobSubmissionClient:
+        client = JobSubmissionClient(address)
+        client.list_jobs()
+        return client
+
+    client = _soon(connect)
+    say(f"dashboard: {address}")
+    return client
+
+
+def _soon(action: Callable[[], T]) -> T:
+    """What an action returns once the cluster is up: it answers before the agents that run jobs do."""
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
-            client = JobSubmissionClient(address)
-            client.list_jobs()
-            say(f"dashboard: {address}")
-            return client
+            return action()
         except (ConnectionError, RuntimeError):
             if time.monotonic() > deadline:
                 raise

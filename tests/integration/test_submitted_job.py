@@ -1,4 +1,4 @@
-"""`make demo`, small: a job submitted to a cluster of its own, and all that a person can watch of it."""
+"""The demo on two nodes, small: a job on a cluster of its own, and all that a person can watch of it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Submitted:
 def submitted(
     started: Any, video_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Submitted]:
-    """Fewer videos, two training workers a learning rate."""
+    """Fewer videos, two training workers a learning rate: one on each node."""
     folder = tmp_path_factory.mktemp("submitted")
     job = Submitted(folder / "run")
     small = [
@@ -73,7 +73,7 @@ def submitted(
         return (job.run_dir / "frontier.parquet").is_file()
 
     with started(folder) as start, contextlib.ExitStack() as watching:
-        command = ["-m", "pbd_ray.cluster.demo", *small]
+        command = ["-m", "pbd_ray.cluster.demo", "--nodes", "2", *small]
         job.driver = start(command, RAY_metrics_report_interval_ms=str(REPORT_MS))
         job.driver.wait_until(lambda: "dashboard: http" in job.driver.log.read_text())
         dashboard = re.search(r"dashboard: (\S+)", job.driver.log.read_text())[1]
@@ -98,6 +98,9 @@ def test_submitted_job(submitted: Submitted) -> None:
     assert {f"round-01-scores-block-{block:02d}" for block in range(8)} <= trials
     assert {"round-01-lr-0.0001", "round-01-lr-0.001"} <= trials
     assert submitted.listening == LOOPBACK
+    measured = json.loads((submitted.run_dir / "rounds" / "01" / "measured.json").read_text())
+    slices = measured["stages"]["scores"]["slices_per_node"]
+    assert len(slices) == 2 and all(slices.values()), slices
     assert "ray job submit --working-dir . -- python jobs/compress.py demo" in log
     assert "drop block" in log
     assert "mAP@0.5 - teacher (interval)" in log
