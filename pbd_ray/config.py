@@ -740,7 +740,7 @@ def _validated(raw: dict[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_line(error)}") from None
+        raise ConfigError(f"{source}: {first_problem(error)}") from None
 
 
 def _read(name_or_path: str) -> tuple[str, dict[str, Any]]:
@@ -794,9 +794,14 @@ def _assign(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
     node[leaf] = value
 
 
-def _first_line(error: ValidationError) -> str:
+def first_problem(error: ValidationError, within: str = "") -> str:
+    """The first thing that is wrong, as `key: what, got value`.
+
+    Args:
+        within: path of the section that was validated; empty: the whole recipe.
+    """
     problem = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    key = ".".join(part for part in (within, *map(str, problem["loc"])) if part) or "recipe"
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'"
     message = problem["msg"].removeprefix("Value error, ")

@@ -176,10 +176,6 @@ class ActionFormer(nn.Module):
 
     def __init__(self, config: HeadConfig, input_channels: int, feature_steps: int, num_classes: int) -> None:
         super().__init__()
-        if config.channels % config.num_heads:
-            raise ValueError(
-                f"head.channels {config.channels} is not a multiple of head.num_heads {config.num_heads}"
-            )
         self.mask_input = True
         channels = config.channels
         widths = [input_channels] + [channels] * config.embedding_layers

@@ -20,7 +20,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from pbd_ray.config import DetectorConfig, UserError, one_line
+from pbd_ray.config import DetectorConfig, UserError, first_problem, one_line
 from pbd_ray.detector.detector import Detector
 from pbd_ray.detector.whole_folder import whole_folder
 
@@ -86,9 +86,7 @@ def bundle_from_files(files: Mapping[str, bytes], source: str = "bundle") -> Bun
     try:
         config = DetectorConfig.model_validate(raw["detector"])
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(("detector", *(str(part) for part in problem["loc"])))
-        raise BundleError(f"{where}: {key}: {problem['msg']}, got {problem.get('input')!r:.80}") from None
+        raise BundleError(f"{where}: {first_problem(error, 'detector'):.200}") from None
     try:
         with torch.random.fork_rng(devices=[]):  # building draws initial weights; loading must not
             detector = Detector(config, len(raw["classes"]), raw["kept_blocks"])

@@ -106,11 +106,6 @@ class VideoMAE(nn.Module):
         self, config: BackboneConfig, grid: GridConfig, kept_blocks: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        if config.position_table_pixels % config.patch_pixels:
-            raise ValueError(
-                f"backbone.position_table_pixels {config.position_table_pixels} is not a multiple of "
-                f"backbone.patch_pixels {config.patch_pixels}"
-            )
         kept = tuple(range(config.depth) if kept_blocks is None else kept_blocks)
         if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= config.depth:
             raise ValueError(

@@ -177,12 +177,6 @@ def test_bad_kept_blocks(kept: list[int]) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_position_table_must_be_whole_patches() -> None:
-    config = CONFIG.model_copy(update={"position_table_pixels": 36})
-    with pytest.raises(ValueError, match="position_table_pixels 36 is not a multiple of"):
-        VideoMAE(config, GRID)
-
-
 def test_drop_path_follows_original_indices() -> None:
     def rates(model: VideoMAE) -> dict[str, float]:
         paths = {i: b.drop_path2 for i, b in model.blocks.items()}
