@@ -332,7 +332,7 @@ def test_override_reaches_a_section_the_file_leaves_out(tmp_path: Path) -> None:
         ("detector.backbone.num_heads=5", "embed_dim 96 is not a multiple of num_heads 5"),
         ("detector.backbone.tubelet_frames=3", "chunk_frames 16 is not a multiple of tubelet_frames 3"),
         ("detector.backbone.position_table_pixels=36", "position_table_pixels 36 is not a multiple of patch_"),
-        ("detector.head.num_heads=7", "head: channels 64 is not a multiple of num_heads 7"),
+        ("detector.head.num_heads=7", "head: channels 512 is not a multiple of num_heads 7"),
         ("detector.grid.crop_ratio=[1.0,0.9]", "crop_ratio [1.0, 0.9] must ascend"),
         ("detector.postprocess.external_top_classes=-1", "Input should be greater than or equal to 0"),
         ("alignment.optimizer.epochs=9", "schedule_epochs 5 is shorter than epochs 9"),
