@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pbd_ray.cluster.monitoring import exit_status
-from pbd_ray.cluster.output import with_lasting_run_dir
+from pbd_ray.cluster.output import check_lasting
 from pbd_ray.config import ConfigError, changed, load_recipe
 
 Value = TypeVar("Value", int, float)
@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     from pbd_ray.search.ablation import ablation_recipe
     from pbd_ray.search.ablation_tables import plan_tables
 
-    base = ablation_recipe(with_lasting_run_dir(changed(recipe, {"run_dir": arguments.output})))
+    check_lasting("--output", arguments.output)
+    base = ablation_recipe(changed(recipe, {"run_dir": arguments.output}))
     rates = arguments.full_rates
     plan = plan_tables(
         base,

@@ -23,7 +23,7 @@ def check_output(output: Path) -> None:
     """
     if re.match(r"[a-z][a-z0-9]+:/", str(output)):
         raise ConfigError(f"--output {output}: a directory, not a URI")
-    _check_lasting("--output", str(output))
+    check_lasting("--output", str(output))
     there = next(path for path in (output, *output.parents) if path.exists())
     if not there.is_dir():
         raise ConfigError(f"--output {output}: {there} is not a directory")
@@ -38,11 +38,19 @@ def with_lasting_run_dir(recipe: Recipe) -> Recipe:
     """
     if recipe.execution.run_dir is None and inside_job():
         return changed(recipe, {"run_dir": str(Path.home() / recipe.run_dir)})
-    _check_lasting("run_dir", recipe.run_dir)
+    check_lasting("run_dir", recipe.run_dir)
     return recipe
 
 
-def _check_lasting(what: str, path: str) -> None:
+def check_lasting(what: str, path: str) -> None:
+    """Refuse a path that would not outlive the job.
+
+    Args:
+        what: names the path in the message.
+
+    Raises:
+        ConfigError: it is relative, and this is a Ray job.
+    """
     if inside_job() and "://" not in path and not Path(path).is_absolute():
         raise ConfigError(
             f"{what} {path}: a Ray job runs in a copy of the code that is deleted; name an absolute path"
