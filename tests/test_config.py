@@ -331,7 +331,7 @@ def test_override_reaches_a_section_the_file_leaves_out(tmp_path: Path) -> None:
         ("detector.head.levels=4", "regression_ranges has 5 entries for 4 levels"),
         ("detector.backbone.num_heads=5", "embed_dim 96 is not a multiple of num_heads 5"),
         ("detector.backbone.tubelet_frames=3", "chunk_frames 16 is not a multiple of tubelet_frames 3"),
-        ("detector.backbone.position_table_pixels=36", "position_table_pixels 36 is not a multiple of patch_"),
+        ("detector.backbone.position_table_pixels=36", "position_table_pixels 36 is not a multiple of"),
         ("detector.head.num_heads=7", "head: channels 512 is not a multiple of num_heads 7"),
         ("detector.grid.crop_ratio=[1.0,0.9]", "crop_ratio [1.0, 0.9] must ascend"),
         ("detector.postprocess.external_top_classes=-1", "Input should be greater than or equal to 0"),
