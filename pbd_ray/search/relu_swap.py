@@ -24,7 +24,6 @@ from pbd_ray.search.in_process import Say, fit_grid, in_process_steps
 from pbd_ray.search.ledger import Ledger
 from pbd_ray.search.packing import Packing, model_of
 from pbd_ray.search.rate_search import grid_of
-from pbd_ray.search.round_folder import RoundFolder
 from pbd_ray.search.state import SweepTask
 from pbd_ray.search.storage import LedgerError, Storage
 from pbd_ray.search.sweeping import Sweeper
@@ -56,9 +55,7 @@ def swap_activation(
     """
     experiment, folder = recipe.experiment, ledger.round(swap.round)
     packing = Packing(experiment.detector, split.fit.classes)
-    if folder.read_alignment() is not None:
-        _require_parent(ledger.storage, _facts(folder)["parent_result"], swap.parent_result)
-    else:
+    if folder.read_alignment() is None:
         job = alignment_job(recipe, split, source, swap.round, swap.student, swap.teacher)
         device = torch.device(recipe.execution.device)
         found = fit_grid(replace(job, guide=swap.guide), grid_of(job.config, None), say, device)
@@ -68,6 +65,8 @@ def swap_activation(
         )
     bundle = folder.read_bundle()
     assert bundle is not None, "the bundle is written before alignment.parquet"
+    made_from = json.loads(bundle["config.json"])["facts"]["parent_result"]
+    _require_parent(ledger.storage, made_from, swap.parent_result)
     aligned = model_of(bundle, ledger.storage.uri(folder.bundle))
     if folder.read_evaluation() is None:
         sweeper = Sweeper(recipe, in_process_steps(recipe, split, source, say).sweep, say)
@@ -104,14 +103,6 @@ def is_swapped(storage: Storage, parent_result: str) -> bool:
 def _require_parent(storage: Storage, made_from: str, now: str) -> None:
     if made_from != now:
         raise LedgerError(f"{storage.location} is made from another model than there is now: remove it")
-
-
-def _facts(folder: RoundFolder) -> Mapping[str, Any]:
-    """Of the aligned model's bundle."""
-    bundle = folder.read_bundle()
-    assert bundle is not None, "the bundle is written before alignment.parquet"
-    facts: dict[str, Any] = json.loads(bundle["config.json"])["facts"]
-    return facts
 
 
 def read_sparsity(storage: Storage) -> Mapping[str, Mapping[str, Any]]:
